@@ -1,0 +1,53 @@
+//! Bounds: how many blocking threads, uploads and reads may be under way at once.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Config;
+use crate::fault::{Fault, Result};
+
+#[derive(Clone, Debug)]
+pub(super) struct Blocking {
+    threads: Arc<Semaphore>,
+    puts: Arc<Semaphore>,
+    gets: Arc<Semaphore>,
+}
+
+impl Blocking {
+    pub(super) fn new(config: &Config) -> Self {
+        let of = |count: usize| Arc::new(Semaphore::new(count.clamp(1, Semaphore::MAX_PERMITS)));
+        Self {
+            threads: of(config.blocking_count),
+            puts: of(config.put_count),
+            gets: of(config.get_count),
+        }
+    }
+
+    /// Runs work on a blocking thread, as soon as one is free for us. The work runs to its end even when the caller no
+    /// longer waits.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let permit = permit(&self.threads).await?;
+        let task = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work()
+        });
+        let ended =
+            |e| Fault { source: Some(Box::new(e)), ..Fault::bug("a blocking task did not end") };
+        task.await.map_err(ended)?
+    }
+
+    pub(super) async fn may_put(&self) -> Result<OwnedSemaphorePermit> {
+        permit(&self.puts).await
+    }
+    pub(super) async fn may_get(&self) -> Result<OwnedSemaphorePermit> {
+        permit(&self.gets).await
+    }
+}
+
+async fn permit(of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
+    of.clone().acquire_owned().await.map_err(|_| Fault::bug("a bound of the backend was closed"))
+}

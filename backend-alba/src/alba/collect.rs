@@ -1,0 +1,94 @@
+//! Background work: drops the objects of deleted namespaces, finishes interrupted removals, and collects orphans, files
+//! that a crash left without a manifest.
+//!
+//! An orphan is a file that was there before the look, that no unfinished put claims, and that no manifest names, asked in
+//! this order: a put releases its claim only after its manifest is there.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Notify;
+
+use super::Inner;
+use crate::fault::{Fault, Result};
+use crate::name::ObjectId;
+
+/// Removals done in one step.
+const STEP: usize = 256;
+/// After a failure it is tried again this much later.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// Starts the work; it ends with the backend.
+pub(super) fn start(inner: &Arc<Inner>) {
+    tokio::spawn(removals(Arc::downgrade(inner), inner.wakes.clone()));
+    tokio::spawn(orphans(Arc::downgrade(inner), inner.config.orphan_grace));
+}
+
+async fn removals(backend: Weak<Inner>, wakes: Arc<Notify>) {
+    loop {
+        match step(&backend, Inner::remove_noted).await {
+            Some(Ok(())) => wakes.notified().await,
+            Some(Err(fault)) => {
+                tracing::warn!(%fault, "reclaiming deleted objects is interrupted");
+                let _ = tokio::time::timeout(AGAIN, wakes.notified()).await;
+            }
+            None => return,
+        }
+    }
+}
+
+async fn orphans(backend: Weak<Inner>, grace: Duration) {
+    tokio::time::sleep(grace).await;
+    for shard in 0..=u8::MAX {
+        let collected = step(&backend, move |inner| inner.collect_orphans(shard, grace)).await;
+        match collected {
+            Some(Ok(())) => {}
+            Some(Err(fault)) => {
+                tracing::warn!(%fault, shard, "orphans of a shard stay until the next start")
+            }
+            None => return,
+        }
+    }
+}
+
+/// `None` once the backend is closed.
+async fn step(
+    backend: &Weak<Inner>,
+    work: impl FnOnce(&Inner) -> Result<()> + Send + 'static,
+) -> Option<Result<()>> {
+    let inner = backend.upgrade()?;
+    let blocking = inner.blocking.clone();
+    Some(blocking.run(move || work(&inner)).await)
+}
+
+impl Inner {
+    /// Drops what deleted namespaces held, then removes the files noted for removal.
+    fn remove_noted(&self) -> Result<()> {
+        while self.nsm.drop_some()? {}
+        let mut after = None;
+        loop {
+            let noted = self.nsm.removals(after, STEP)?;
+            let Some((last, _)) = noted.last() else { return Ok(()) };
+            after = Some(*last);
+            let removed = noted.iter().filter(|(id, osd)| self.remove_file(*id, *osd));
+            let ids: Vec<ObjectId> = removed.map(|(id, _)| *id).collect();
+            self.nsm.removed(&ids)?;
+        }
+    }
+
+    fn collect_orphans(&self, shard: u8, grace: Duration) -> Result<()> {
+        let before = SystemTime::now()
+            .checked_sub(grace)
+            .ok_or_else(|| Fault::bug("a grace before time"))?;
+        for osd in &self.osds {
+            for id in osd.files_of_shard(shard, before)? {
+                if self.unfinished().contains(&id) || self.nsm.is_live(id)? {
+                    continue;
+                }
+                tracing::info!(object = %id, osd = %osd.id, "collecting a file without a manifest");
+                osd.remove(id)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,256 @@
+//! An OSD that is a local directory: each object a file named by its object id.
+//!
+//! | path | what |
+//! |---|---|
+//! | `OSD` | text: the OSD's identity and the backend it belongs to; locked while in use |
+//! | `objects/<first two digits>/<object id>` | the object, then its trailer (see [`crate::trailer`]) |
+//!
+//! A file's name is never used twice, so a file is either complete and named by a manifest, or being written, or an orphan.
+
+mod read;
+mod write;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
+
+use rustix::fs::{FlockOperation, OFlags};
+
+use crate::fault::{Fault, Kind, Result};
+use crate::name::{AlbaId, ObjectId, OsdId};
+
+pub use read::ObjectFile;
+pub use write::ObjectWriter;
+
+const MARKER: &str = "OSD";
+const MARKER_HEAD: &str = "alba-osd 1";
+const OBJECTS: &str = "objects";
+/// From this many failed operations in a row the OSD is reported as failing.
+const FAILING_FROM: u32 = 3;
+
+/// Room on the file system of an OSD.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    pub capacity_bytes: u64,
+    pub used_bytes: u64,
+    /// What puts may still take: the reserve is not in it.
+    pub free_bytes: u64,
+}
+
+/// A claimed directory. All its calls block.
+#[derive(Debug)]
+pub struct Osd {
+    pub id: OsdId,
+    root: PathBuf,
+    /// The file system takes O_DIRECT.
+    direct: bool,
+    reserve: Reserve,
+    failures: AtomicU32,
+    /// Holds the lock.
+    _marker: File,
+}
+
+/// What stays free on a file system for deletes and metadata.
+#[derive(Clone, Copy, Debug)]
+pub struct Reserve {
+    pub percent: u64,
+    pub most_bytes: u64,
+}
+
+impl Osd {
+    /// Claims an empty directory for this backend, or opens one that belongs to it.
+    pub fn open(root: &Path, alba: AlbaId, reserve: Reserve) -> Result<Self> {
+        let about = |fault: Fault| fault.about(format!("OSD {}", root.display()));
+        Self::open_unnamed(root, alba, reserve).map_err(about)
+    }
+
+    fn open_unnamed(root: &Path, alba: AlbaId, reserve: Reserve) -> Result<Self> {
+        fs::create_dir_all(root).map_err(|e| Fault::io("cannot create the directory", e))?;
+        let path = root.join(MARKER);
+        let (marker, id) = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => adopt(file, alba)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => claim(root, &path, alba)?,
+            Err(e) => return Err(Fault::io("cannot open its marker file", e)),
+        };
+        make_shards(root)?;
+        let direct = takes_direct(root).map_err(|e| Fault::io("it is not writable", e))?;
+        let failures = AtomicU32::new(0);
+        Ok(Self { id, root: root.to_path_buf(), direct, reserve, failures, _marker: marker })
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.failures.load(Ordering::Relaxed) >= FAILING_FROM
+    }
+    /// Counts what an operation on this OSD came to.
+    fn note<T>(&self, outcome: Result<T>) -> Result<T> {
+        match &outcome {
+            Err(fault) if fault.kind == Kind::Unavailable => {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(_) => self.failures.store(0, Ordering::Relaxed),
+            Err(_) => {}
+        }
+        outcome.map_err(|fault| fault.about(format!("OSD {}", self.root.display())))
+    }
+
+    pub fn room(&self) -> Result<Room> {
+        let stat = rustix::fs::statvfs(&self.root).map_err(|e| {
+            Fault::io(format!("OSD {}: no statistics", self.root.display()), e.into())
+        })?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        let capacity_bytes = bytes(stat.f_blocks);
+        let reserved = (capacity_bytes / 100 * self.reserve.percent).min(self.reserve.most_bytes);
+        Ok(Room {
+            capacity_bytes,
+            used_bytes: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
+            free_bytes: bytes(stat.f_bavail).saturating_sub(reserved),
+        })
+    }
+
+    /// A new object of `len` bytes, named `namespace` / `name`. `NoSpace` when it does not fit.
+    pub fn create(&self, namespace: &str, name: &str, len: u64) -> Result<ObjectWriter> {
+        let room = self.room()?;
+        if len > room.free_bytes {
+            let free = room.free_bytes;
+            let message = format!("OSD {}: {len} bytes asked, {free} free", self.root.display());
+            return Err(Fault::new(Kind::NoSpace, message));
+        }
+        let id = ObjectId::random();
+        let direct = self.direct && len >= write::DIRECT_FROM_BYTES;
+        self.note(ObjectWriter::create(self.path_of(id), id, namespace, name, len, direct))
+    }
+
+    /// Opens an object for verified reads. `None` when its file is missing.
+    pub fn open_object(&self, id: ObjectId, len: u64, crc: u32) -> Result<Option<ObjectFile>> {
+        self.note(ObjectFile::open(&self.path_of(id), id, len, crc))
+    }
+
+    /// Opens an object's file for unverified reads by others, for direct I/O where the file system takes it.
+    pub fn open_raw(&self, id: ObjectId) -> Result<Option<File>> {
+        let mut options = OpenOptions::new();
+        options.read(true);
+        if self.direct {
+            options.custom_flags(direct_flag());
+        }
+        match options.open(self.path_of(id)) {
+            Ok(file) => Ok(Some(file)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => self.note(Err(Fault::io("cannot open an object's file", e))),
+        }
+    }
+
+    /// Removes an object's file; succeeds also when there is none.
+    pub fn remove(&self, id: ObjectId) -> Result<()> {
+        let outcome = match fs::remove_file(self.path_of(id)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Fault::io(format!("cannot remove the file of object {id}"), e))
+            }
+            _ => Ok(()),
+        };
+        self.note(outcome)
+    }
+
+    /// Identities of the files of one shard that were last written before `before`.
+    pub fn files_of_shard(&self, shard: u8, before: SystemTime) -> Result<Vec<ObjectId>> {
+        let folder = self.root.join(OBJECTS).join(format!("{shard:02x}"));
+        let io = |e| Fault::io(format!("cannot list {}", folder.display()), e);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let id = entry.file_name().to_str().and_then(ObjectId::parse);
+            let is_old = |m: fs::Metadata| m.modified().is_ok_and(|t| t < before);
+            if let Some(id) = id
+                && entry.metadata().is_ok_and(is_old)
+            {
+                found.push(id);
+            }
+        }
+        Ok(found)
+    }
+
+    fn path_of(&self, id: ObjectId) -> PathBuf {
+        self.root.join(OBJECTS).join(format!("{:02x}", id.0[0])).join(id.to_string())
+    }
+}
+
+fn direct_flag() -> i32 {
+    OFlags::DIRECT.bits().cast_signed()
+}
+
+fn lock(file: &File) -> Result<()> {
+    rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| Fault::invalid("another process is using it"))
+}
+
+fn claim(root: &Path, path: &Path, alba: AlbaId) -> Result<(File, OsdId)> {
+    let io = |e| Fault::io("cannot claim the directory", e);
+    if fs::read_dir(root).map_err(io)?.flatten().any(|entry| entry.file_name() != "lost+found") {
+        return Err(Fault::invalid("the directory is not empty and has no OSD marker file"));
+    }
+    let id = OsdId::random();
+    let mut file =
+        OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(io)?;
+    lock(&file)?;
+    file.write_all(format!("{MARKER_HEAD}\nosd {id}\nalba {alba}\n").as_bytes()).map_err(io)?;
+    file.sync_all().and_then(|()| sync_dir(root)).map_err(io)?;
+    Ok((file, id))
+}
+
+fn adopt(file: File, alba: AlbaId) -> Result<(File, OsdId)> {
+    lock(&file)?;
+    let mut text = String::new();
+    let read = (&file).take(1024).read_to_string(&mut text);
+    read.map_err(|e| Fault::io("cannot read its marker file", e))?;
+    let mut lines = text.lines();
+    if lines.next() != Some(MARKER_HEAD) {
+        return Err(Fault::invalid(format!("its marker file does not begin with {MARKER_HEAD:?}")));
+    }
+    let mut field =
+        |key: &str| lines.next().and_then(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    let id = field("osd").and_then(OsdId::parse);
+    let owner = field("alba").and_then(AlbaId::parse);
+    let (Some(id), Some(owner)) = (id, owner) else {
+        return Err(Fault::invalid("its marker file names no OSD or no backend"));
+    };
+    if owner != alba {
+        return Err(Fault::invalid(format!("it belongs to backend {owner}, not to {alba}")));
+    }
+    Ok((file, id))
+}
+
+fn make_shards(root: &Path) -> Result<()> {
+    let objects = root.join(OBJECTS);
+    let io = |e| Fault::io("cannot create its folders", e);
+    if objects.join("ff").is_dir() {
+        return Ok(());
+    }
+    for shard in 0..=u8::MAX {
+        fs::create_dir_all(objects.join(format!("{shard:02x}"))).map_err(io)?;
+    }
+    sync_dir(&objects).and_then(|()| sync_dir(root)).map_err(io)
+}
+
+/// Whether the file system takes O_DIRECT; an error when it takes no files at all.
+fn takes_direct(root: &Path) -> io::Result<bool> {
+    let path = root.join(".direct");
+    let _ = fs::remove_file(&path);
+    File::create(&path)?;
+    let opened = OpenOptions::new().write(true).custom_flags(direct_flag()).open(&path);
+    fs::remove_file(&path)?;
+    Ok(opened.is_ok())
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,301 @@
+//! The gRPC service over [`Alba`]: requests in, answers and statuses out. The contract is `proto/alba.proto`.
+//!
+//! Lengths that a client claims are compared, never allocated: an upload holds what has arrived, up to a few MiB.
+
+mod listen;
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{self, Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+use volumedriver_proto::alba as wire;
+use wire::alba_server::Alba as Service;
+
+use crate::alba::{Alba, OsdState, OsdStatus, Reader, Update, Upload};
+use crate::fault::{Fault, Kind, Result};
+use crate::manifest::Manifest;
+use crate::nsm::{Condition, Put};
+
+pub use listen::{Address, Server, endpoint};
+
+/// Chunks of an answer, bytes; also the most a chunk of a put may have.
+pub const CHUNK_BYTES: u64 = 1 << 20;
+/// Longest message either side takes: a chunk or a page of names, with room for the framing.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
+/// A client that sends nothing for so long has gone.
+const CHUNK_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The service; cheap to clone.
+#[derive(Clone)]
+pub struct AlbaService {
+    alba: Alba,
+}
+
+impl AlbaService {
+    #[must_use]
+    pub fn new(alba: Alba) -> Self {
+        Self { alba }
+    }
+
+    async fn receive(&self, mut parts: Streaming<wire::PutRequest>) -> Result<Put, Status> {
+        let Some(wire::put_request::Part::Header(header)) = next_part(&mut parts).await? else {
+            return Err(Status::invalid_argument("the first message of a put is not its header"));
+        };
+        let (len, crc) = (header.len, Some(header.crc32));
+        let mut upload = self.alba.begin_put(&header.namespace, &header.name, len, crc).await?;
+        if upload.exists() {
+            return Ok(Put::Exists);
+        }
+        receive_chunks(&mut parts, &mut upload, len).await?;
+        Ok(upload.finish().await?)
+    }
+}
+
+async fn receive_chunks(
+    parts: &mut Streaming<wire::PutRequest>,
+    upload: &mut Upload,
+    len: u64,
+) -> Result<(), Status> {
+    let mut left = len;
+    while let Some(part) = next_part(parts).await? {
+        let wire::put_request::Part::Chunk(chunk) = part else {
+            return Err(Status::invalid_argument("a put with two headers"));
+        };
+        let size = chunk.len() as u64;
+        if size > CHUNK_BYTES {
+            return Err(Status::invalid_argument(format!(
+                "a chunk of {size} bytes, at most {CHUNK_BYTES} are legal"
+            )));
+        }
+        let more = || Status::invalid_argument(format!("more bytes than the {len} announced"));
+        left = left.checked_sub(size).ok_or_else(more)?;
+        upload.push(chunk).await?;
+    }
+    Ok(())
+}
+
+async fn next_part(
+    parts: &mut Streaming<wire::PutRequest>,
+) -> Result<Option<wire::put_request::Part>, Status> {
+    let message = tokio::time::timeout(CHUNK_PATIENCE, parts.message());
+    let late = |_| Status::deadline_exceeded("no chunk arrived in time");
+    match message.await.map_err(late)?? {
+        None => Ok(None),
+        Some(wire::PutRequest { part: Some(part) }) => Ok(Some(part)),
+        Some(wire::PutRequest { part: None }) => {
+            Err(Status::invalid_argument("a put message that is neither header nor chunk"))
+        }
+    }
+}
+
+type Chunks = Pin<Box<dyn Stream<Item = Result<wire::GetRangeResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Service for AlbaService {
+    async fn create_namespace(
+        &self,
+        request: Request<wire::CreateNamespaceRequest>,
+    ) -> Result<Response<wire::CreateNamespaceResponse>, Status> {
+        let created = self.alba.create_namespace(&request.into_inner().namespace).await?;
+        Ok(Response::new(wire::CreateNamespaceResponse { created }))
+    }
+
+    async fn delete_namespace(
+        &self,
+        request: Request<wire::DeleteNamespaceRequest>,
+    ) -> Result<Response<wire::DeleteNamespaceResponse>, Status> {
+        let deleted = self.alba.delete_namespace(&request.into_inner().namespace).await?;
+        Ok(Response::new(wire::DeleteNamespaceResponse { deleted }))
+    }
+
+    async fn list_namespaces(
+        &self,
+        request: Request<wire::ListNamespacesRequest>,
+    ) -> Result<Response<wire::ListNamespacesResponse>, Status> {
+        let wire::ListNamespacesRequest { prefix, after, limit } = request.into_inner();
+        let page = self.alba.list_namespaces(&prefix, &after, as_limit(limit)).await?;
+        let (namespaces, more) = (page.names, page.more);
+        Ok(Response::new(wire::ListNamespacesResponse { namespaces, more }))
+    }
+
+    async fn put(
+        &self,
+        request: Request<Streaming<wire::PutRequest>>,
+    ) -> Result<Response<wire::PutResponse>, Status> {
+        let outcome = match self.receive(request.into_inner()).await? {
+            Put::Created => wire::PutOutcome::Created,
+            Put::Exists => wire::PutOutcome::Exists,
+        };
+        Ok(Response::new(wire::PutResponse { outcome: outcome.into() }))
+    }
+
+    type GetRangeStream = Chunks;
+
+    async fn get_range(
+        &self,
+        request: Request<wire::GetRangeRequest>,
+    ) -> Result<Response<Chunks>, Status> {
+        let wire::GetRangeRequest { namespace, name, offset, len } = request.into_inner();
+        let found = self.alba.open_object(&namespace, &name).await?;
+        let reader = found.ok_or_else(|| no_object(&namespace, &name))?;
+        let len = reader.check_range(offset, len)?;
+        Ok(Response::new(chunks(reader, offset, len)))
+    }
+
+    async fn head(
+        &self,
+        request: Request<wire::HeadRequest>,
+    ) -> Result<Response<wire::HeadResponse>, Status> {
+        let wire::HeadRequest { namespace, name } = request.into_inner();
+        let found = self.alba.head(&namespace, &name).await?;
+        let manifest = found.ok_or_else(|| no_object(&namespace, &name))?;
+        Ok(Response::new(wire::HeadResponse { info: Some(info(&manifest)) }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<wire::ListRequest>,
+    ) -> Result<Response<wire::ListResponse>, Status> {
+        let wire::ListRequest { namespace, prefix, after, limit } = request.into_inner();
+        let page = self.alba.list(&namespace, &prefix, &after, as_limit(limit)).await?;
+        Ok(Response::new(wire::ListResponse { names: page.names, more: page.more }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<wire::DeleteRequest>,
+    ) -> Result<Response<wire::DeleteResponse>, Status> {
+        let wire::DeleteRequest { namespace, name } = request.into_inner();
+        let deleted = self.alba.delete(&namespace, &name).await?;
+        Ok(Response::new(wire::DeleteResponse { deleted }))
+    }
+
+    async fn apply_sequence(
+        &self,
+        request: Request<wire::ApplySequenceRequest>,
+    ) -> Result<Response<wire::ApplySequenceResponse>, Status> {
+        let wire::ApplySequenceRequest { namespace, asserts, updates } = request.into_inner();
+        let asserts = asserts.into_iter().map(as_assert).collect::<Result<_, Status>>()?;
+        let updates = updates.into_iter().map(as_update).collect::<Result<_, Status>>()?;
+        self.alba.apply_sequence(&namespace, asserts, updates).await?;
+        Ok(Response::new(wire::ApplySequenceResponse {}))
+    }
+
+    async fn status(
+        &self,
+        _request: Request<wire::StatusRequest>,
+    ) -> Result<Response<wire::StatusResponse>, Status> {
+        let status = self.alba.status().await?;
+        Ok(Response::new(wire::StatusResponse {
+            alba_id: status.id.to_string(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            capacity_bytes: status.capacity_bytes(),
+            used_bytes: status.used_bytes(),
+            namespaces: status.namespaces,
+            objects: status.objects,
+            object_bytes: status.object_bytes,
+            osds: status.osds.into_iter().map(osd).collect(),
+        }))
+    }
+}
+
+/// The range in chunks that end where a block of the object does, each read while the one before it is sent.
+fn chunks(reader: Reader, offset: u64, len: u64) -> Chunks {
+    let first = wire::GetRangeResponse { info: Some(info(&reader.manifest)), chunk: Bytes::new() };
+    let end = offset + len;
+    let reader = std::sync::Arc::new(reader);
+    let starts = stream::iter(ChunkStarts { at: offset, end });
+    let read = move |(from, to): (u64, u64)| {
+        let reader = reader.clone();
+        async move {
+            let chunk = reader.read(from, to - from).await?;
+            Ok(wire::GetRangeResponse { info: None, chunk })
+        }
+    };
+    // The first error ends the stream for tonic.
+    Box::pin(stream::once(async move { Ok(first) }).chain(starts.map(read).buffered(2)))
+}
+
+/// From a chunk's start to its end.
+struct ChunkStarts {
+    at: u64,
+    end: u64,
+}
+
+impl Iterator for ChunkStarts {
+    type Item = (u64, u64);
+    fn next(&mut self) -> Option<(u64, u64)> {
+        let from = self.at;
+        self.at = (from - from % CHUNK_BYTES + CHUNK_BYTES).min(self.end);
+        (from < self.end).then_some((from, self.at))
+    }
+}
+
+fn as_limit(limit: u32) -> usize {
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+fn no_object(namespace: &str, name: &str) -> Status {
+    Status::not_found(format!("there is no object {name:?} in namespace {namespace:?}"))
+}
+
+fn info(manifest: &Manifest) -> wire::ObjectInfo {
+    let Manifest { len, crc, created_ms, .. } = *manifest;
+    wire::ObjectInfo { len, crc32: crc, created_ms }
+}
+
+fn as_assert(assert: wire::Assert) -> Result<(String, Condition), Status> {
+    let condition = match assert.condition {
+        Some(wire::assert::Condition::Exists(_)) => Condition::Exists,
+        Some(wire::assert::Condition::Absent(_)) => Condition::Absent,
+        Some(wire::assert::Condition::HasCrc32(crc)) => Condition::HasCrc(crc),
+        None => return Err(Status::invalid_argument("an assert without a condition")),
+    };
+    Ok((assert.name, condition))
+}
+
+fn as_update(update: wire::Update) -> Result<(String, Update), Status> {
+    let change = match update.change {
+        Some(wire::update::Change::Put(value)) => Update::Put(value),
+        Some(wire::update::Change::Remove(_)) => Update::Delete,
+        None => return Err(Status::invalid_argument("an update without a change")),
+    };
+    Ok((update.name, change))
+}
+
+fn osd(osd: OsdStatus) -> wire::Osd {
+    let state = match osd.state {
+        OsdState::Ready => wire::OsdState::Ready,
+        OsdState::Full => wire::OsdState::Full,
+        OsdState::Absent => wire::OsdState::Absent,
+        OsdState::Failing => wire::OsdState::Failing,
+    };
+    wire::Osd {
+        osd_id: osd.id.to_string(),
+        path: osd.path.to_string_lossy().into_owned(),
+        state: state.into(),
+        capacity_bytes: osd.capacity_bytes,
+        used_bytes: osd.used_bytes,
+        reason: osd.reason,
+    }
+}
+
+impl From<Fault> for Status {
+    fn from(fault: Fault) -> Self {
+        let code = match fault.kind {
+            Kind::Invalid => tonic::Code::InvalidArgument,
+            Kind::NotFound => tonic::Code::NotFound,
+            Kind::AssertFailed => tonic::Code::FailedPrecondition,
+            Kind::NoSpace => tonic::Code::ResourceExhausted,
+            Kind::Unavailable => tonic::Code::Unavailable,
+            Kind::Corrupt => tonic::Code::DataLoss,
+            Kind::Bug => tonic::Code::Internal,
+        };
+        Self::new(code, fault.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests;

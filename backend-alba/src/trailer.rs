@@ -1,0 +1,244 @@
+//! Trailer of an object's file: what lets any range of it be verified. Bytes to struct and back, no I/O.
+//!
+//! An object's file is the object's bytes from offset 0, zeroes, and the trailer, which ends with the file; the file's
+//! length is a multiple of [`ALIGN`]. The trailer, numbers little-endian:
+//!
+//! | size | field |
+//! |---|---|
+//! | 4 each | CRC-32 (IEEE) of each block of 64 KiB, the last one of what is left |
+//! | n | name of the namespace |
+//! | m | name of the object |
+//! | 8 | magic `ALBAOBJT` |
+//! | 4 | version, 1 |
+//! | 4 | block size, 65536 |
+//! | 8 | length of the object |
+//! | 4 | CRC-32 of the whole object |
+//! | 2, 2 | n, m |
+//! | 16 | object id |
+//! | 8 | created, milliseconds since 1970 |
+//! | 4 | zero |
+//! | 4 | CRC-32 of the trailer up to here |
+//!
+//! The names are there so that a lost NSM can be rebuilt from the files.
+
+use bytes::{Buf, BufMut};
+
+use crate::fault::{Fault, Result};
+use crate::name::ObjectId;
+
+/// Bytes that share one checksum.
+pub const BLOCK_BYTES: u64 = 64 * 1024;
+/// The length of an object's file is a multiple of this, bytes: direct I/O may read all of it.
+pub const ALIGN: u64 = 4096;
+/// The part of the trailer whose length never changes, bytes. It ends with the file.
+pub const FIXED_BYTES: usize = 64;
+
+const MAGIC: &[u8; 8] = b"ALBAOBJT";
+const VERSION: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trailer {
+    pub id: ObjectId,
+    pub len: u64,
+    pub crc: u32,
+    pub created_ms: u64,
+    pub namespace: String,
+    pub name: String,
+    /// One per block of [`BLOCK_BYTES`].
+    pub block_crcs: Vec<u32>,
+}
+
+/// Blocks of an object of this length.
+#[must_use]
+pub fn blocks_of(len: u64) -> u64 {
+    len.div_ceil(BLOCK_BYTES)
+}
+
+impl Trailer {
+    /// The zeroes after the object's bytes and the trailer itself: all that follows the object in its file.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let names = self.namespace.len() + self.name.len();
+        let own = 4 * self.block_crcs.len() + names + FIXED_BYTES;
+        let end = (self.len + own as u64).next_multiple_of(ALIGN);
+        let zeroes = (end - self.len) as usize - own;
+        let mut out = vec![0; zeroes];
+        out.reserve_exact(own);
+        self.block_crcs.iter().for_each(|crc| out.put_u32_le(*crc));
+        out.put_slice(self.namespace.as_bytes());
+        out.put_slice(self.name.as_bytes());
+        out.put_slice(MAGIC);
+        out.put_u32_le(VERSION);
+        out.put_u32_le(BLOCK_BYTES as u32);
+        out.put_u64_le(self.len);
+        out.put_u32_le(self.crc);
+        out.put_u16_le(self.namespace.len() as u16);
+        out.put_u16_le(self.name.len() as u16);
+        out.put_slice(&self.id.0);
+        out.put_u64_le(self.created_ms);
+        out.put_u32_le(0);
+        let crc = crc32fast::hash(&out[zeroes..]);
+        out.put_u32_le(crc);
+        out
+    }
+
+    /// How long the trailer is that ends in these last [`FIXED_BYTES`] of a file of `file_len` bytes.
+    pub fn len_from_end(fixed: &[u8], file_len: u64) -> Result<u64> {
+        let fixed = Fixed::decode(fixed)?;
+        let own = fixed.trailer_len();
+        let fits = fixed.len.checked_add(own).is_some_and(|end| end <= file_len);
+        fits.then_some(own)
+            .ok_or_else(|| broken(format!("object of {} bytes in {file_len}", fixed.len)))
+    }
+
+    /// Exactly the bytes [`Trailer::len_from_end`] announced.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let at = bytes.len().checked_sub(FIXED_BYTES).ok_or_else(|| broken("too short".into()))?;
+        let (head, tail) = bytes.split_at(at);
+        let fixed = Fixed::decode(tail)?;
+        if fixed.trailer_len() != bytes.len() as u64 {
+            return Err(broken(format!("{} bytes, not {}", bytes.len(), fixed.trailer_len())));
+        }
+        if crc32fast::hash(&bytes[..bytes.len() - 4]) != fixed.own_crc {
+            return Err(broken("its checksum does not match".into()));
+        }
+        let (crcs, names) = head.split_at(head.len() - fixed.namespace_len - fixed.name_len);
+        let (namespace, name) = names.split_at(fixed.namespace_len);
+        let text = |bytes: &[u8]| {
+            String::from_utf8(bytes.to_vec()).map_err(|_| broken("a name is not UTF-8".into()))
+        };
+        Ok(Self {
+            id: fixed.id,
+            len: fixed.len,
+            crc: fixed.crc,
+            created_ms: fixed.created_ms,
+            namespace: text(namespace)?,
+            name: text(name)?,
+            block_crcs: crcs.chunks_exact(4).map(|mut word| word.get_u32_le()).collect(),
+        })
+    }
+}
+
+struct Fixed {
+    len: u64,
+    crc: u32,
+    namespace_len: usize,
+    name_len: usize,
+    id: ObjectId,
+    created_ms: u64,
+    own_crc: u32,
+}
+
+impl Fixed {
+    fn decode(mut bytes: &[u8]) -> Result<Self> {
+        if bytes.len() != FIXED_BYTES || !bytes.starts_with(MAGIC) {
+            return Err(broken("its magic is missing".into()));
+        }
+        bytes.advance(MAGIC.len());
+        let version = bytes.get_u32_le();
+        if version != VERSION {
+            return Err(broken(format!("version {version} is unknown to this release")));
+        }
+        let block = bytes.get_u32_le();
+        if u64::from(block) != BLOCK_BYTES {
+            return Err(broken(format!("block size {block} is unknown to this release")));
+        }
+        let (len, crc) = (bytes.get_u64_le(), bytes.get_u32_le());
+        let (namespace_len, name_len) = (bytes.get_u16_le().into(), bytes.get_u16_le().into());
+        let mut id = [0; 16];
+        bytes.copy_to_slice(&mut id);
+        let (created_ms, _zero) = (bytes.get_u64_le(), bytes.get_u32_le());
+        let own_crc = bytes.get_u32_le();
+        Ok(Self { len, crc, namespace_len, name_len, id: ObjectId(id), created_ms, own_crc })
+    }
+
+    /// No overflow: the number of blocks is below 2^48.
+    fn trailer_len(&self) -> u64 {
+        4 * blocks_of(self.len) + (self.namespace_len + self.name_len + FIXED_BYTES) as u64
+    }
+}
+
+fn broken(why: String) -> Fault {
+    Fault::corrupt(format!("trailer: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn small() -> Trailer {
+        Trailer {
+            id: ObjectId([7; 16]),
+            len: 5,
+            crc: 0x3610_a686,
+            created_ms: 0x0102,
+            namespace: "ns".into(),
+            name: "a/b".into(),
+            block_crcs: vec![0x3610_a686],
+        }
+    }
+
+    #[test]
+    fn version_1_is_as_the_table_says() {
+        // CRC-32 of "hello" is 0x3610a686.
+        let mut own = vec![0x86, 0xa6, 0x10, 0x36];
+        own.extend(b"nsa/bALBAOBJT");
+        own.extend([1, 0, 0, 0, 0, 0, 1, 0]);
+        own.extend([5, 0, 0, 0, 0, 0, 0, 0, 0x86, 0xa6, 0x10, 0x36, 2, 0, 3, 0]);
+        own.extend([7; 16]);
+        own.extend([2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let crc = crc32fast::hash(&own);
+        own.extend(crc.to_le_bytes());
+        let bytes = small().encode();
+        assert_eq!(bytes.len(), 4096 - 5);
+        assert!(bytes[..bytes.len() - own.len()].iter().all(|b| *b == 0));
+        assert_eq!(&bytes[bytes.len() - own.len()..], own);
+    }
+
+    #[test]
+    fn every_flipped_bit_is_seen() {
+        let bytes = small().encode();
+        let own =
+            Trailer::len_from_end(&bytes[bytes.len() - FIXED_BYTES..], 4096).unwrap() as usize;
+        let good = &bytes[bytes.len() - own..];
+        assert_eq!(Trailer::decode(good).unwrap(), small());
+        for bit in 0..own * 8 {
+            let mut bad = good.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Trailer::decode(&bad).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_length_the_file_cannot_hold_is_refused() {
+        let mut fixed = small().encode().split_off(4096 - 5 - FIXED_BYTES);
+        for len in [4096, u64::MAX, u64::MAX / 2] {
+            fixed[16..24].copy_from_slice(&u64::to_le_bytes(len));
+            assert!(Trailer::len_from_end(&fixed, 4096).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(len in 0u64..300_000, namespace in "[a-z]{1,9}", name in "\\PC{1,40}") {
+            let blocks = blocks_of(len) as u32;
+            let trailer = Trailer { len, namespace, name, block_crcs: (0..blocks).collect(), ..small() };
+            let bytes = trailer.encode();
+            let file_len = len + bytes.len() as u64;
+            prop_assert_eq!(file_len % ALIGN, 0);
+            let own = Trailer::len_from_end(&bytes[bytes.len() - FIXED_BYTES..], file_len).unwrap();
+            prop_assert_eq!(Trailer::decode(&bytes[bytes.len() - own as usize..]).unwrap(), trailer);
+        }
+
+        #[test]
+        fn any_bytes_are_decoded_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), magic: bool) {
+            if magic && bytes.len() >= FIXED_BYTES {
+                let at = bytes.len() - FIXED_BYTES;
+                bytes[at..at + 16].copy_from_slice(b"ALBAOBJT\x01\0\0\0\0\0\x01\0");
+            }
+            let _ = Trailer::decode(&bytes);
+            let _ = Trailer::len_from_end(&bytes[bytes.len().saturating_sub(FIXED_BYTES)..], 1 << 20);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The driver: runs the real engine in the simulated world through many lives, and checks it against the model.
+//!
+//! One seed decides everything: the volumes and their settings, what goes wrong, what the guests do, when the host crashes
+//! and how. Equal seeds give equal runs.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `plan` | what a seed stands for: sizes, faults, crashes |
+//! | `engine` | the engine as the driver uses it |
+//! | `guest` | the guests: requests in flight, each checked against the model |
+//! | `rig` | a bench for scripted scenarios |
+//! | `life` | one life of the host: open, verify what the crash left, work until the end or the next crash |
+
+pub mod engine;
+pub mod guest;
+mod life;
+pub mod plan;
+pub mod rig;
+
+use std::cell::{Cell, RefCell};
+use std::panic::{self, AssertUnwindSafe};
+use std::rc::Rc;
+use std::sync::Once;
+
+use tokio::runtime::{Builder, Runtime};
+
+use crate::world::faults::Canary;
+use plan::Plan;
+
+/// What to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    pub seed: u64,
+    /// Requests of all guests together.
+    pub steps: u64,
+    pub canary: Option<Canary>,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub steps: u64,
+    pub crashes: u64,
+    pub objects: u64,
+    /// Hash over every call of the run.
+    pub trace: u64,
+    /// Empty when all promises were kept.
+    pub violations: Vec<String>,
+}
+
+/// What the guests and the driver find wrong, in order. Shared by all tasks of a run.
+#[derive(Clone, Default)]
+pub struct Findings(Rc<RefCell<Vec<String>>>);
+
+impl Findings {
+    pub fn add(&self, what: impl Into<String>) {
+        self.0.borrow_mut().push(what.into());
+    }
+    pub fn any(&self) -> bool {
+        !self.0.borrow().is_empty()
+    }
+    #[must_use]
+    pub fn all(&self) -> Vec<String> {
+        self.0.borrow().clone()
+    }
+}
+
+thread_local! {
+    /// Panics on this thread since the run began, in whatever task.
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// Whether a seed is running, whose panics are findings and not to be printed.
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Panics end up in [`PANICS`]: a task's would otherwise vanish with it.
+fn watch_panics() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            PANICS.with_borrow_mut(|panics| panics.push(format!("panic: {info}")));
+            if !QUIET.get() {
+                before(info);
+            }
+        }));
+    });
+}
+
+pub(crate) fn take_panics() -> Vec<String> {
+    PANICS.take()
+}
+
+/// A runtime on virtual time.
+#[must_use]
+pub fn runtime() -> Runtime {
+    let built = Builder::new_current_thread().enable_time().start_paused(true).build();
+    built.expect("a runtime without input and output needs nothing of the system")
+}
+
+/// Runs one seed.
+#[must_use]
+pub fn run(run: Run) -> Outcome {
+    watch_panics();
+    take_panics();
+    QUIET.set(true);
+    let plan = Plan::draw(run);
+    let findings = Findings::default();
+    let found = findings.clone();
+    let outcome = panic::catch_unwind(AssertUnwindSafe(move || life::run(plan, &found)));
+    let mut outcome = outcome.unwrap_or_else(|_| Outcome {
+        steps: 0,
+        crashes: 0,
+        objects: 0,
+        trace: 0,
+        violations: findings.all(),
+    });
+    QUIET.set(false);
+    outcome.violations.extend(take_panics());
+    outcome
+}

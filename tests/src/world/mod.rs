@@ -1,0 +1,385 @@
+//! The simulated world: one or more hosts (a disk and a page store each) and one object store, on virtual time.
+//!
+//! - Everything random comes from the world's own [`Rng`], so a seed gives the same run again; the [`trace`](Universe::trace)
+//!   is a hash over every call, its time and its outcome, and proves it.
+//! - Every call passes gates before and after its effect; a crash can be set at the n-th gate of a host. From then on no call
+//!   of that life of the host ever returns; what was under way happens, happens later, or never.
+//! - A crashed host is started again with [`Universe::restart`]: the disk then shows what a real one could show.
+//!
+//! It must run on a current-thread runtime with paused time, inside a `LocalSet`.
+
+pub mod disk;
+pub mod faults;
+pub mod order;
+pub mod pages;
+pub mod rng;
+pub mod store;
+#[cfg(test)]
+mod tests;
+
+use std::cell::{RefCell, RefMut};
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use volumedriver::world::World;
+
+use disk::{DiskState, SimDisk};
+use faults::{Crash, Faults};
+use pages::{PagesState, SimPages};
+use rng::{Rng, mix};
+use store::{SimStore, StoreState};
+
+/// The whole simulated outside. Cheap to clone; all clones are the same universe.
+#[derive(Clone)]
+pub struct Universe(Rc<Shared>);
+
+struct Shared {
+    state: RefCell<State>,
+    origin: Instant,
+    crashed: Notify,
+}
+
+pub(crate) struct State {
+    pub rng: Rng,
+    pub faults: Faults,
+    pub hosts: Vec<Host>,
+    pub store: StoreState,
+    /// What the world itself saw broken (orders of puts, reused names), in the order it happened.
+    pub violations: Vec<String>,
+    trace: u64,
+    next_flight: u64,
+}
+
+/// One machine: its local state, and how often it was started.
+#[derive(Default)]
+pub(crate) struct Host {
+    pub disk: DiskState,
+    pub pages: PagesState,
+    life: u64,
+    gates: u64,
+    crash_at: Option<u64>,
+    down: bool,
+}
+
+/// What one life of a host sees of the universe.
+#[derive(Clone)]
+pub(crate) struct Link {
+    shared: Rc<Shared>,
+    pub host: usize,
+    life: u64,
+}
+
+/// The world of one life of one host, as the engine takes it.
+#[derive(Clone)]
+pub struct SimWorld {
+    link: Link,
+    disk: SimDisk,
+    store: SimStore,
+    pages: SimPages,
+}
+
+impl Universe {
+    /// A universe with one host. Must be called inside the runtime (it reads the paused clock).
+    #[must_use]
+    pub fn new(seed: u64, faults: Faults) -> Self {
+        let state = State {
+            rng: Rng::new(seed),
+            faults,
+            hosts: vec![Host::default()],
+            store: StoreState::default(),
+            violations: Vec::new(),
+            trace: mix(seed),
+            next_flight: 0,
+        };
+        let state = RefCell::new(state);
+        Self(Rc::new(Shared { state, origin: Instant::now(), crashed: Notify::new() }))
+    }
+
+    /// The world as host 0's present life sees it.
+    #[must_use]
+    pub fn world(&self) -> SimWorld {
+        self.world_of(0)
+    }
+
+    #[must_use]
+    pub fn world_of(&self, host: usize) -> SimWorld {
+        let life = self.state().hosts[host].life;
+        let link = Link { shared: self.0.clone(), host, life };
+        SimWorld {
+            disk: SimDisk(link.clone()),
+            store: SimStore(link.clone()),
+            pages: SimPages(link.clone()),
+            link,
+        }
+    }
+
+    /// Adds a host with an empty disk.
+    pub fn add_host(&self) -> usize {
+        let mut state = self.state();
+        state.hosts.push(Host::default());
+        state.hosts.len() - 1
+    }
+
+    /// Lets host 0 crash at its n-th gate from now.
+    pub fn crash_after(&self, gates: u64) {
+        let mut state = self.state();
+        let host = &mut state.hosts[0];
+        host.crash_at = Some(host.gates + gates);
+    }
+
+    /// Takes the planned crash back.
+    pub fn call_off_crash(&self) {
+        self.state().hosts[0].crash_at = None;
+    }
+
+    /// Stops host 0 this instant.
+    pub fn crash_now(&self) {
+        self.state().stop(0);
+        self.0.crashed.notify_one();
+    }
+
+    /// Returns when host 0 has crashed.
+    pub async fn crashed(&self) {
+        while !self.is_down() {
+            self.0.crashed.notified().await;
+        }
+    }
+
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        self.state().hosts[0].down
+    }
+
+    /// Starts host 0 again after a crash of this kind; everything of its former life must have been dropped.
+    pub fn restart(&self, crash: Crash) -> SimWorld {
+        self.restart_host(0, crash)
+    }
+
+    pub fn restart_host(&self, host: usize, crash: Crash) -> SimWorld {
+        let now = self.now();
+        self.state().restart(host, crash, now);
+        self.world_of(host)
+    }
+
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.0.origin.elapsed()
+    }
+
+    /// Changes what may go wrong from now on.
+    pub fn change_faults(&self, change: impl FnOnce(&mut Faults)) {
+        change(&mut self.state().faults);
+    }
+
+    /// Hash over all calls so far: equal for equal runs.
+    #[must_use]
+    pub fn trace(&self) -> u64 {
+        self.state().trace
+    }
+
+    /// Gates that host 0 has passed so far: the places where it could have crashed.
+    #[must_use]
+    pub fn gates(&self) -> u64 {
+        self.state().hosts[0].gates
+    }
+
+    /// Names and lengths of host 0's files.
+    #[must_use]
+    pub fn files(&self) -> Vec<(String, u64)> {
+        self.state().hosts[0].disk.names()
+    }
+
+    /// What a reader of one of host 0's files sees.
+    #[must_use]
+    pub fn file_bytes(&self, name: &str) -> Vec<u8> {
+        self.state().hosts[0].disk.contents(name).unwrap_or_default().to_vec()
+    }
+
+    /// Flips a bit of one of host 0's files for good; false when it is not that long.
+    pub fn flip_in_file(&self, name: &str, byte: u64, bit: u32) -> bool {
+        self.state().hosts[0].disk.flip(name, byte, bit)
+    }
+
+    /// Cuts off one of host 0's files for good.
+    pub fn truncate_file(&self, name: &str, len: u64) -> bool {
+        self.state().hosts[0].disk.truncate(name, len)
+    }
+
+    /// Most bytes that host 0's files took at any time.
+    #[must_use]
+    pub fn peak_disk_bytes(&self) -> u64 {
+        self.state().hosts[0].disk.peak_bytes
+    }
+
+    /// Most bytes of puts that were under way at one time.
+    #[must_use]
+    pub fn peak_flying_bytes(&self) -> u64 {
+        self.state().store.peak_flying_bytes
+    }
+
+    /// Namespace, name and length of every object, sorted.
+    #[must_use]
+    pub fn objects(&self) -> Vec<(String, String, u64)> {
+        let state = self.state();
+        let spaces = state.store.namespaces.iter();
+        let all = spaces.flat_map(|(space, content)| {
+            content
+                .objects
+                .iter()
+                .map(|(name, o)| (space.clone(), name.clone(), o.body.len() as u64))
+        });
+        all.collect()
+    }
+
+    /// Replaces an object's bytes behind the store's back; `None` loses the object. False when there is none.
+    pub fn damage_object(
+        &self,
+        namespace: &str,
+        name: &str,
+        damage: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>,
+    ) -> bool {
+        self.state().store.damage(namespace, name, damage)
+    }
+
+    /// What the world saw broken so far.
+    #[must_use]
+    pub fn violations(&self) -> Vec<String> {
+        self.state().violations.clone()
+    }
+
+    pub(crate) fn state(&self) -> RefMut<'_, State> {
+        self.0.state.borrow_mut()
+    }
+}
+
+impl State {
+    /// Ends a host's life: from now on none of its calls returns.
+    fn stop(&mut self, host: usize) {
+        let host = &mut self.hosts[host];
+        host.life += 1;
+        host.down = true;
+        host.crash_at = None;
+    }
+
+    fn restart(&mut self, host: usize, crash: Crash, now: Duration) {
+        if !self.hosts[host].down {
+            self.stop(host);
+        }
+        self.store.abandon_host(host, now, &mut self.rng);
+        let host = &mut self.hosts[host];
+        host.down = false;
+        host.disk.crash(crash, &mut self.rng);
+        host.pages.crash(crash, &mut self.rng);
+        self.note(crash as u64);
+    }
+
+    /// Adds to the trace.
+    pub fn note(&mut self, word: u64) {
+        self.trace = mix(self.trace.rotate_left(1) ^ word);
+    }
+
+    pub fn take_flight_no(&mut self) -> u64 {
+        self.next_flight += 1;
+        self.next_flight
+    }
+}
+
+/// A hash of a name, for the trace.
+fn name_word(name: &str) -> u64 {
+    name.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+impl Link {
+    pub fn now(&self) -> Duration {
+        self.shared.origin.elapsed()
+    }
+
+    pub fn state(&self) -> RefMut<'_, State> {
+        self.shared.state.borrow_mut()
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.state().hosts[self.host].life != self.life
+    }
+
+    /// A point where the host may crash. Never returns once this life is over.
+    pub async fn gate(&self, what: &str, detail: u64) {
+        if !self.pass(what, detail) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn pass(&self, what: &str, detail: u64) -> bool {
+        if self.is_over() {
+            return false;
+        }
+        let now = self.now();
+        let mut state = self.state();
+        state.apply_due(now);
+        state.note(name_word(what) ^ mix(detail) ^ now.as_nanos() as u64);
+        let host = &mut state.hosts[self.host];
+        host.gates += 1;
+        if host.crash_at.is_some_and(|at| host.gates >= at) {
+            state.stop(self.host);
+            drop(state);
+            self.shared.crashed.notify_one();
+            return false;
+        }
+        true
+    }
+
+    /// A virtual delay: none (but other tasks run), or up to `longest` milliseconds.
+    pub async fn delay(&self, shortest: u64, longest: u64, delayed: u32) {
+        let ms = {
+            let mut state = self.state();
+            let delayed = state.rng.chance(delayed);
+            if delayed { state.rng.between(shortest, longest) } else { 0 }
+        };
+        match ms {
+            0 => tokio::task::yield_now().await,
+            ms => tokio::time::sleep(Duration::from_millis(ms)).await,
+        }
+    }
+}
+
+impl SimWorld {
+    /// The universe this world is part of.
+    #[must_use]
+    pub fn universe(&self) -> Universe {
+        Universe(self.link.shared.clone())
+    }
+}
+
+impl World for SimWorld {
+    type Disk = SimDisk;
+    type Store = SimStore;
+    type Pages = SimPages;
+
+    fn disk(&self) -> &SimDisk {
+        &self.disk
+    }
+    fn store(&self) -> &SimStore {
+        &self.store
+    }
+    fn pages(&self) -> &SimPages {
+        &self.pages
+    }
+    fn now(&self) -> Duration {
+        self.link.now()
+    }
+    fn sleep(&self, how_long: Duration) -> impl Future<Output = ()> + 'static {
+        tokio::time::sleep(how_long)
+    }
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        if !self.link.is_over() {
+            tokio::task::spawn_local(task);
+        }
+    }
+    fn random_id(&self) -> [u8; 16] {
+        self.link.state().rng.bytes16()
+    }
+}

@@ -1,0 +1,422 @@
+//! An object store that answers late, wrongly, twice or not at all, and still keeps its contract.
+//!
+//! Changes happen atomically. One that is under way when its caller stops (crash, or the future dropped), or whose reply is
+//! lost, happens at once, happens up to [`LATEST`] later, or never. The store itself never crashes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use volumedriver::world::{ObjectInfo, ObjectStore, Put};
+use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::format::names;
+
+use super::faults::{Canary, StoreFaults};
+use super::rng::Rng;
+use super::{Link, State, mix, name_word, order};
+
+/// A change whose caller got no answer happens within this time, or never.
+pub const LATEST: Duration = Duration::from_secs(60);
+/// How long the planted late SCO puts take.
+const REORDERED_BY: Duration = Duration::from_secs(5);
+
+#[derive(Clone)]
+pub struct SimStore(pub(crate) Link);
+
+#[derive(Default)]
+pub(crate) struct StoreState {
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Changes that will happen, by the time they do.
+    due: BTreeMap<(Duration, u64), Change>,
+    /// Changes whose caller still waits: (host, change).
+    flying: BTreeMap<u64, (usize, Change)>,
+    /// Most bytes of puts under way at one time.
+    pub peak_flying_bytes: u64,
+    pub puts: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Namespace {
+    pub objects: BTreeMap<String, Object>,
+    /// Deleted objects: name, and the time it was there (for stale lists).
+    buried: Vec<(String, Duration, Duration)>,
+    pub chain: order::Chain,
+}
+
+pub(crate) struct Object {
+    pub body: Bytes,
+    /// What readers get instead, under [`Canary::UncheckedChecksum`].
+    forged: Option<Bytes>,
+    born: Duration,
+}
+
+#[derive(Clone)]
+pub(crate) enum Change {
+    CreateNamespace(String),
+    DeleteNamespace(String),
+    Put(String, String, Bytes),
+    Delete(String, String),
+}
+
+/// What becomes of one change, drawn when it is asked for.
+#[derive(Clone, Copy, PartialEq)]
+enum Outcome {
+    Happens,
+    Refused,
+    ReplyLost,
+    HappensLate,
+}
+
+impl Change {
+    fn flying_bytes(&self) -> u64 {
+        match self {
+            Self::Put(_, _, body) => body.len() as u64,
+            Self::CreateNamespace(_) | Self::DeleteNamespace(_) | Self::Delete(..) => 0,
+        }
+    }
+}
+
+impl Outcome {
+    fn draw(faults: &StoreFaults, now: Duration, rng: &mut Rng) -> Self {
+        let out = faults.outages.iter().any(|w| w.holds(now));
+        if out {
+            rng.pick(&[(8, Self::Refused), (1, Self::ReplyLost), (1, Self::HappensLate)])
+        } else if rng.chance(faults.error_before) {
+            Self::Refused
+        } else if rng.chance(faults.lost_reply) {
+            Self::ReplyLost
+        } else if rng.chance(faults.late_success) {
+            Self::HappensLate
+        } else {
+            Self::Happens
+        }
+    }
+}
+
+impl StoreState {
+    /// The changes a stopped host was waiting for.
+    pub fn abandon_host(&mut self, host: usize, now: Duration, rng: &mut Rng) {
+        let flights: Vec<u64> =
+            self.flying.iter().filter(|(_, f)| f.0 == host).map(|(n, _)| *n).collect();
+        for flight in flights {
+            self.abandon(flight, now, rng);
+        }
+    }
+
+    /// Decides what becomes of a change nobody waits for: it happens very soon, later, or never.
+    fn abandon(&mut self, flight: u64, now: Duration, rng: &mut Rng) {
+        let Some((_, change)) = self.flying.remove(&flight) else { return };
+        match rng.below(3) {
+            0 => {}
+            1 => self.schedule(now, flight, change),
+            _ => self.schedule(now + later(rng), flight, change),
+        }
+    }
+
+    fn schedule(&mut self, when: Duration, flight: u64, change: Change) {
+        self.due.insert((when, flight), change);
+    }
+
+    fn object(&self, namespace: &str, name: &str) -> Option<&Object> {
+        self.namespaces.get(namespace)?.objects.get(name)
+    }
+
+    fn delete(&mut self, namespace: &str, name: &str, now: Duration) {
+        if let Some(space) = self.namespaces.get_mut(namespace)
+            && let Some(object) = space.objects.remove(name)
+        {
+            space.buried.push((name.to_string(), object.born, now));
+        }
+    }
+
+    pub fn damage(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        damage: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>,
+    ) -> bool {
+        let Some(space) = self.namespaces.get_mut(namespace) else { return false };
+        let Some(object) = space.objects.get_mut(name) else { return false };
+        match damage(object.body.to_vec()) {
+            Some(body) => object.body = body.into(),
+            None => drop(space.objects.remove(name)),
+        }
+        true
+    }
+
+    /// Names as they were at `seen`.
+    fn names_at(&self, namespace: &str, seen: Duration, now: Duration) -> Vec<String> {
+        let Some(space) = self.namespaces.get(namespace) else { return Vec::new() };
+        let fresh = seen == now;
+        let live =
+            space.objects.iter().filter(|(_, o)| fresh || o.born <= seen).map(|(n, _)| n.clone());
+        let gone = space.buried.iter().filter(|(_, born, died)| *born <= seen && seen < *died);
+        let mut names: Vec<String> = live.chain(gone.map(|(n, _, _)| n.clone())).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+}
+
+fn later(rng: &mut Rng) -> Duration {
+    Duration::from_millis(rng.between(1, LATEST.as_millis() as u64))
+}
+
+impl State {
+    /// Carries out the changes whose time has come.
+    pub fn apply_due(&mut self, now: Duration) {
+        while let Some(entry) = self.store.due.first_entry() {
+            let (when, _) = *entry.key();
+            if when > now {
+                return;
+            }
+            let change = entry.remove();
+            self.note(when.as_nanos() as u64);
+            // Nobody waits for the outcome any more.
+            drop(self.happen(change, when));
+        }
+    }
+
+    fn happen(&mut self, change: Change, now: Duration) -> Result<Put> {
+        match change {
+            Change::CreateNamespace(namespace) => {
+                self.store.namespaces.entry(namespace).or_default();
+                Ok(Put::Created)
+            }
+            Change::DeleteNamespace(namespace) => {
+                self.store.namespaces.remove(&namespace);
+                Ok(Put::Created)
+            }
+            Change::Delete(namespace, name) => {
+                let space = self.store.namespaces.get(&namespace);
+                self.violations.extend(space.and_then(|space| order::check_delete(space, &name)));
+                self.store.delete(&namespace, &name, now);
+                Ok(Put::Created)
+            }
+            Change::Put(namespace, name, body) => self.happen_put(&namespace, name, body, now),
+        }
+    }
+
+    fn happen_put(
+        &mut self,
+        namespace: &str,
+        name: String,
+        body: Bytes,
+        now: Duration,
+    ) -> Result<Put> {
+        let canary = self.faults.canary;
+        if let Some(old) = self.store.object(namespace, &name) {
+            // Two owners may race for a manifest number: that is the fence. Any other name belongs to one content.
+            if old.body != body && !name.starts_with(names::MANIFEST_PREFIX) {
+                self.violations
+                    .push(format!("name reused: {namespace}/{name} was put with other bytes"));
+            }
+            if canary != Some(Canary::ReusedName) {
+                return Ok(Put::Exists);
+            }
+        }
+        let Some(space) = self.store.namespaces.get_mut(namespace) else {
+            return Err(Fault::invalid(format!("there is no namespace {namespace}")));
+        };
+        self.violations.extend(order::check_put(space, &name, &body));
+        let forging = canary == Some(Canary::UncheckedChecksum);
+        let forged = forging.then(|| order::damage_sco(&name, &body, &mut self.rng)).flatten();
+        space.objects.insert(name, Object { body, forged, born: now });
+        self.store.puts += 1;
+        Ok(Put::Created)
+    }
+}
+
+/// Settles a change whose future was dropped while its host lives on.
+struct FlyingGuard<'a> {
+    link: &'a Link,
+    flight: u64,
+}
+
+impl Drop for FlyingGuard<'_> {
+    fn drop(&mut self) {
+        if self.link.is_over() {
+            return; // the restart settles it
+        }
+        let now = self.link.now();
+        let mut guard = self.link.state();
+        let state = &mut *guard;
+        state.store.abandon(self.flight, now, &mut state.rng);
+    }
+}
+
+fn unavailable(what: &str) -> Fault {
+    Fault::unavailable(format!("{what}: simulated failure of the object store"))
+}
+
+impl Link {
+    async fn store_delay(&self) {
+        let (shortest, longest) = self.state().faults.store.delay_ms;
+        let delayed = if longest > 0 { 800_000 } else { 0 };
+        self.delay(shortest, longest, delayed).await;
+    }
+
+    async fn change(&self, what: &str, word: u64, change: Change) -> Result<Put> {
+        self.gate(what, word).await;
+        let now = self.now();
+        let (flight, outcome) = {
+            let mut guard = self.state();
+            let state = &mut *guard;
+            let outcome = Outcome::draw(&state.faults.store, now, &mut state.rng);
+            let flight = state.take_flight_no();
+            state.store.flying.insert(flight, (self.host, change));
+            let bytes = state.store.flying.values().map(|(_, c)| c.flying_bytes()).sum();
+            state.store.peak_flying_bytes = state.store.peak_flying_bytes.max(bytes);
+            (flight, outcome)
+        };
+        let guard = FlyingGuard { link: self, flight };
+        self.store_delay().await;
+        self.gate("store.changing", outcome as u64).await;
+        let result = self.finish(what, flight, outcome);
+        drop(guard);
+        self.gate("store.changed", u64::from(result.is_ok())).await;
+        result
+    }
+
+    fn finish(&self, what: &str, flight: u64, outcome: Outcome) -> Result<Put> {
+        let now = self.now();
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let Some((_, change)) = state.store.flying.remove(&flight) else {
+            return Err(unavailable(what));
+        };
+        if matches!(change, Change::Put(..)) && state.faults.store.full.iter().any(|w| w.holds(now))
+        {
+            return Err(Fault::no_space(format!("{what}: the simulated object store is full")));
+        }
+        match outcome {
+            Outcome::Refused => Err(unavailable(what)),
+            Outcome::HappensLate => {
+                let when = now + later(&mut state.rng);
+                state.store.schedule(when, flight, change);
+                Err(unavailable(what))
+            }
+            Outcome::ReplyLost => {
+                // Even a refusal is not heard.
+                drop(state.happen(change, now));
+                Err(unavailable(what))
+            }
+            Outcome::Happens => state.happen_or_postpone(flight, change, now),
+        }
+    }
+
+    /// A question to the store: fails in outages and at the given rate, changes nothing.
+    async fn ask(&self, what: &str, word: u64) -> Result<()> {
+        self.gate(what, word).await;
+        self.store_delay().await;
+        let now = self.now();
+        let fails = {
+            let mut guard = self.state();
+            let state = &mut *guard;
+            let faults = &state.faults.store;
+            faults.outages.iter().any(|w| w.holds(now)) || state.rng.chance(faults.error_before)
+        };
+        self.gate("store.asked", u64::from(fails)).await;
+        if fails { Err(unavailable(what)) } else { Ok(()) }
+    }
+}
+
+impl State {
+    fn happen_or_postpone(&mut self, flight: u64, change: Change, now: Duration) -> Result<Put> {
+        let reordered = self.faults.canary == Some(Canary::ReorderedManifest);
+        if let Change::Put(_, name, _) = &change
+            && reordered
+            && name.starts_with(names::SCO_PREFIX)
+        {
+            self.store.schedule(now + REORDERED_BY, flight, change);
+            return Ok(Put::Created);
+        }
+        self.happen(change, now)
+    }
+}
+
+impl ObjectStore for SimStore {
+    async fn create_namespace(&self, namespace: &str) -> Result<()> {
+        let change = Change::CreateNamespace(namespace.to_string());
+        self.0.change("store.create_namespace", name_word(namespace), change).await.map(|_| ())
+    }
+
+    async fn delete_namespace(&self, namespace: &str) -> Result<()> {
+        let change = Change::DeleteNamespace(namespace.to_string());
+        self.0.change("store.delete_namespace", name_word(namespace), change).await.map(|_| ())
+    }
+
+    async fn list_namespaces(&self, prefix: &str) -> Result<Vec<String>> {
+        self.0.ask("store.list_namespaces", name_word(prefix)).await?;
+        let state = self.0.state();
+        Ok(state.store.namespaces.keys().filter(|n| n.starts_with(prefix)).cloned().collect())
+    }
+
+    async fn put_if_absent(&self, namespace: &str, name: &str, body: Vec<Bytes>) -> Result<Put> {
+        let body = Bytes::from(body.concat());
+        let word = name_word(name) ^ mix(u64::from(crc32fast::hash(&body)));
+        let change = Change::Put(namespace.to_string(), name.to_string(), body);
+        self.0.change("store.put", word, change).await
+    }
+
+    async fn get_range(
+        &self,
+        namespace: &str,
+        name: &str,
+        offset: u64,
+        len: u64,
+    ) -> Result<Option<Bytes>> {
+        self.0.ask("store.get", name_word(name) ^ mix(offset ^ len << 40)).await?;
+        let mut guard = self.0.state();
+        let state = &mut *guard;
+        let Some(object) = state.store.object(namespace, name) else { return Ok(None) };
+        let end = offset.checked_add(len).filter(|end| *end <= object.body.len() as u64);
+        let Some(end) = end else {
+            let there = object.body.len();
+            return Err(Fault::invalid(format!(
+                "{name}: {len} bytes at {offset} of an object of {there}"
+            )));
+        };
+        let body = object.forged.as_ref().unwrap_or(&object.body);
+        let body = body.slice(offset as usize..end as usize);
+        if body.is_empty() || !state.rng.chance(state.faults.store.flip_on_read) {
+            return Ok(Some(body));
+        }
+        let mut damaged = body.to_vec();
+        let bit = state.rng.below(damaged.len() as u64 * 8) as usize;
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        Ok(Some(damaged.into()))
+    }
+
+    async fn head(&self, namespace: &str, name: &str) -> Result<Option<ObjectInfo>> {
+        self.0.ask("store.head", name_word(name)).await?;
+        let state = self.0.state();
+        let info =
+            |o: &Object| ObjectInfo { len: o.body.len() as u64, crc: crc32fast::hash(&o.body) };
+        Ok(state.store.object(namespace, name).map(info))
+    }
+
+    async fn list(
+        &self,
+        namespace: &str,
+        prefix: &str,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<String>> {
+        self.0.ask("store.list", name_word(prefix)).await?;
+        let now = self.0.now();
+        let mut guard = self.0.state();
+        let state = &mut *guard;
+        let staleness = state.rng.below(state.faults.store.stale_list.as_millis() as u64 + 1);
+        let seen = now.saturating_sub(Duration::from_millis(staleness));
+        let names = state.store.names_at(namespace, seen, now).into_iter();
+        let wanted =
+            names.filter(|n| n.starts_with(prefix) && after.is_none_or(|a| n.as_str() > a));
+        Ok(wanted.take(limit as usize).collect())
+    }
+
+    async fn delete(&self, namespace: &str, name: &str) -> Result<()> {
+        let change = Change::Delete(namespace.to_string(), name.to_string());
+        self.0.change("store.delete", name_word(name) ^ 1, change).await.map(|_| ())
+    }
+}

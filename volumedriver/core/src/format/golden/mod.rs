@@ -1,0 +1,260 @@
+//! The bytes of every version ever written, laid out by hand from the layout tables; kept forever.
+//!
+//! A file holds groups of hexadecimal bytes, `00*36` for 36 times the byte 00, and a comment after `#`.
+
+use super::journal::{BLOCK_BYTES, Entry, RecordHeader, Section};
+use super::manifest::{Body, Manifest, Opening, Origin, RunRef, Shape, ShapeChange, TlogRef};
+use super::page::{self, PageRun};
+use super::run::{MapExtent, RunWriter, Tail, decode_tail};
+use super::sco::{ScoFooter, ScoTrailer};
+use super::segment::SegmentHeader;
+use super::tlog::{Tlog, TlogSco};
+use super::{Change, ChangeKind};
+use crate::units::*;
+
+fn parse(text: &str) -> Vec<u8> {
+    let groups =
+        text.lines().filter_map(|line| line.split('#').next()).flat_map(str::split_whitespace);
+    let repeated = groups.flat_map(|group| {
+        let (byte, times) = group.split_once('*').unwrap_or((group, "1"));
+        assert_eq!(byte.len(), 2, "{group:?} is one byte");
+        vec![u8::from_str_radix(byte, 16).unwrap(); times.parse().unwrap()]
+    });
+    repeated.collect()
+}
+
+fn id(first: u8) -> [u8; 16] {
+    std::array::from_fn(|n| first + n as u8)
+}
+
+fn data(seq: u64, addr: u64, count: u64, first_index: u32, crcs: &[u32]) -> Change {
+    let crcs = crcs.iter().copied().map(ClusterCrc).collect();
+    let (seq, addr, count) = (Seq(seq), ClusterAddr(addr), ClusterCount(count));
+    Change { seq, addr, count, kind: ChangeKind::Data { first_index, crcs } }
+}
+
+fn mark(seq: u64, addr: u64, count: u64, kind: ChangeKind) -> Change {
+    Change { seq: Seq(seq), addr: ClusterAddr(addr), count: ClusterCount(count), kind }
+}
+
+#[test]
+fn sco_footer() {
+    let bytes = parse(include_str!("sco_footer.v1.hex"));
+    let footer = ScoFooter {
+        volume: VolumeId(id(0)),
+        id: ScoId { epoch: Epoch(7), seq: ScoSeq(0x1234) },
+        cluster_size: ClusterSize::DEFAULT,
+        cluster_count: 3,
+        changes: vec![
+            data(101, 42, 2, 0, &[0x1122_3344, 0x5566_7788]),
+            mark(102, 0x10_0000, 0x2000_0000, ChangeKind::Hole),
+            mark(103, 5, 1, ChangeKind::Zero),
+            data(110, (1 << 56) - 1, 1, 2, &[0x99aa_bbcc]),
+        ],
+    };
+    assert_eq!(ScoFooter::decode(&bytes).unwrap(), footer);
+    assert_eq!(footer.encode(), bytes);
+    assert_eq!(ScoTrailer::decode(&bytes).unwrap().footer_bytes, 128);
+}
+
+#[test]
+fn tlog() {
+    let bytes = parse(include_str!("tlog.v1.hex"));
+    let tlog = Tlog {
+        volume: VolumeId(id(0x10)),
+        epoch: Epoch(3),
+        no: TlogNo(9),
+        scos: vec![
+            TlogSco {
+                id: ScoId { epoch: Epoch(2), seq: ScoSeq(64) },
+                cluster_count: 65,
+                object_bytes: 267_712,
+                changes: vec![data(1000, 256, 64, 0, &[]), data(1001, (1 << 38) - 1, 1, 64, &[])],
+            },
+            TlogSco {
+                id: ScoId { epoch: Epoch(3), seq: ScoSeq(66) },
+                cluster_count: 0,
+                object_bytes: 108,
+                changes: vec![mark(1002, 0, 1 << 38, ChangeKind::Hole)],
+            },
+        ],
+    };
+    assert_eq!(Tlog::decode(&bytes).unwrap(), tlog);
+    assert_eq!(tlog.encode(), bytes);
+}
+
+#[test]
+fn segment() {
+    let bytes = parse(include_str!("segment.v1.hex"));
+    let header = SegmentHeader {
+        node: NodeId(id(0xa0)),
+        shard: 1,
+        use_no: 5,
+        first_record: 0x100_0000_00ff,
+        segment_bytes: 64 << 20,
+    };
+    assert_eq!(SegmentHeader::decode(&bytes).unwrap(), header);
+    let mut block = [0xee; BLOCK_BYTES];
+    header.encode(&mut block);
+    assert_eq!(block.as_slice(), bytes);
+}
+
+#[test]
+fn journal() {
+    let bytes = parse(include_str!("journal.v1.hex"));
+    let (first, second, highest) = (ScoSeq(0x1234), ScoSeq(0x1235), ScoSeq((1 << 47) - 1));
+    let small = Section {
+        volume: VolumeId(id(0)),
+        epoch: Epoch(7),
+        cluster_size: ClusterSize::DEFAULT,
+        previous_seq: Seq(100),
+        entries: vec![
+            Entry::Change { sco: first, change: data(101, 42, 2, 0, &[0x1122_3344, 0x5566_7788]) },
+            Entry::Seal { sco: first, cluster_count: 2 },
+            Entry::Change {
+                sco: second,
+                change: mark(102, 0x10_0000, 0x2000_0000, ChangeKind::Hole),
+            },
+        ],
+    };
+    let large = Section {
+        volume: VolumeId(id(0xf0)),
+        epoch: Epoch(1),
+        cluster_size: ClusterSize::new(65_536).unwrap(),
+        previous_seq: Seq(0),
+        entries: vec![
+            Entry::Change { sco: highest, change: data(1, 0, 1, 65_535, &[0xaabb_ccdd]) },
+            Entry::Change { sco: highest, change: mark(2, 7, 8, ChangeKind::Zero) },
+        ],
+    };
+    let record = RecordHeader {
+        segment_use: 5,
+        record: 0x100_0000_0100,
+        durable_record: 0x100_0000_00ff,
+        payload_bytes: 72 << 10,
+        sections: vec![small, large],
+    };
+    assert_eq!(RecordHeader::decode(&bytes).unwrap(), record);
+    let mut block = [0xee; BLOCK_BYTES];
+    record.encode(&mut block).unwrap();
+    assert_eq!(block.as_slice(), bytes);
+}
+
+fn opening() -> Opening {
+    Opening { epoch: Epoch(4), no: ManifestNo(33), node: NodeId(id(0xa0)) }
+}
+
+fn tlog_10() -> TlogRef {
+    TlogRef {
+        no: TlogNo(10),
+        epoch: Epoch(4),
+        first_sco: ScoSeq(67),
+        last_sco: ScoSeq(69),
+        object_bytes: 8192,
+    }
+}
+
+fn origin() -> Origin {
+    Origin { first_sco: ScoSeq(67), volume: VolumeId(id(0)), epoch: Epoch(4) }
+}
+
+fn run(no: u64, epoch: u64, last_tlog: u64) -> RunRef {
+    RunRef {
+        no: RunNo(no),
+        epoch: Epoch(epoch),
+        first_tlog: TlogNo(1),
+        last_tlog: TlogNo(last_tlog),
+        object_bytes: 1 << 20,
+        entry_count: 200,
+    }
+}
+
+#[test]
+fn manifest_delta() {
+    let bytes = parse(include_str!("manifest_delta.v1.hex"));
+    let changes = vec![
+        ShapeChange::Opened(opening()),
+        ShapeChange::Resized(ByteCount(4 << 30)),
+        ShapeChange::ScoSizeSet(ByteCount(64 << 20)),
+        ShapeChange::Published { tlog: tlog_10(), last_seq: Seq(2000), origins: vec![origin()] },
+        ShapeChange::Compacted { run: run(33, 4, 10), replaced: vec![RunNo(5), RunNo(30)] },
+    ];
+    let manifest = Manifest {
+        volume: VolumeId(id(0)),
+        no: ManifestNo(33),
+        epoch: Epoch(4),
+        node: NodeId(id(0xa0)),
+        body: Body::Delta(changes),
+    };
+    assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
+    assert_eq!(manifest.encode(), bytes);
+}
+
+#[test]
+fn manifest_checkpoint() {
+    let bytes = parse(include_str!("manifest_checkpoint.v1.hex"));
+    let parent = Origin { first_sco: ScoSeq(1), volume: VolumeId(id(0xf0)), epoch: Epoch(8) };
+    let first = Opening { epoch: Epoch(2), no: ManifestNo(1), node: NodeId(id(0xb0)) };
+    let shape = Shape {
+        name: "vm-é1".to_owned(),
+        size: ByteCount(4 << 30),
+        cluster_size: ClusterSize::DEFAULT,
+        sco_size: ByteCount(64 << 20),
+        last_seq: Seq(2000),
+        last_sco: ScoSeq(69),
+        last_tlog: TlogNo(10),
+        origins: vec![parent, origin()],
+        runs: vec![run(30, 2, 9)],
+        tlogs: vec![tlog_10()],
+        openings: vec![first, opening()],
+    };
+    let manifest = Manifest {
+        volume: VolumeId(id(0)),
+        no: ManifestNo(34),
+        epoch: Epoch(4),
+        node: NodeId(id(0xa0)),
+        body: Body::Checkpoint(shape),
+    };
+    assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
+    assert_eq!(manifest.encode(), bytes);
+}
+
+fn at(sco: u64, index: u32) -> Mapping {
+    Mapping::At(Location { sco: ScoSeq(sco), index })
+}
+
+#[test]
+fn map_page() {
+    let bytes = parse(include_str!("page.v1.hex"));
+    let runs = [(0, Mapping::Hole), (5, at(7, 2)), (9, Mapping::Zero)];
+    let runs = runs.map(|(start, mapping)| PageRun { start, mapping });
+    assert_eq!(page::decode(PageNo(3), &bytes).unwrap(), runs);
+    assert_eq!(page::encode(PageNo(3), &runs), bytes);
+}
+
+#[test]
+fn map_run() {
+    let bytes = parse(include_str!("run.v1.hex"));
+    let extents = [
+        (100, 3, Mapping::Hole),
+        (103, 1, at(300, 1000)),
+        (104, 2, at(300, 990)),
+        (1000, 512, Mapping::Zero),
+        (1 << 40, 1, at(299, 5)),
+    ];
+    let extents = extents.map(|(addr, count, mapping)| {
+        let (addr, count) = (ClusterAddr(addr), ClusterCount(count));
+        MapExtent { addr, count, mapping }
+    });
+    let mut writer = RunWriter::new(VolumeId(id(0x10)), Epoch(5), RunNo(9));
+    extents.iter().for_each(|extent| writer.push(*extent));
+    let (parts, length, header) = writer.finish();
+    assert_eq!((parts.concat(), length), (bytes.clone(), bytes.len() as u64));
+    let Tail::Index(index) = decode_tail(length, &bytes).unwrap() else {
+        panic!("it is all there")
+    };
+    assert_eq!((&index.header, index.header.entry_count), (&header, 5));
+    let [block] = index.blocks.as_slice() else { panic!("one block") };
+    assert_eq!(block.bytes, 48..100);
+    assert_eq!(block.decode(&bytes[48..100]).unwrap(), extents);
+}

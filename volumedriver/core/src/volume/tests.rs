@@ -1,0 +1,139 @@
+use super::*;
+use crate::format::manifest::Opening;
+use crate::units::{NodeId, TlogNo};
+
+const ID: VolumeId = VolumeId([9; 16]);
+
+fn shape() -> Shape {
+    Shape {
+        name: "t".into(),
+        size: ByteCount(64 << 20),
+        cluster_size: ClusterSize::DEFAULT,
+        sco_size: ByteCount(1 << 20),
+        last_seq: Seq(0),
+        last_sco: ScoSeq(0),
+        last_tlog: TlogNo(0),
+        origins: Vec::new(),
+        runs: Vec::new(),
+        tlogs: Vec::new(),
+        openings: vec![Opening { epoch: Epoch(1), no: ManifestNo(1), node: NodeId([1; 16]) }],
+    }
+}
+
+fn volume() -> Volume {
+    let shape = shape();
+    let map = Map::new_empty(shape.cluster_size.clusters_covering(shape.size));
+    Volume::new(ID, shape, ManifestNo(1), map)
+}
+
+fn write(volume: &mut Volume, addr: u64, count: u32) -> ScoId {
+    if volume.must_seal_for(count) {
+        volume.commit_seal();
+    }
+    let plan = volume.plan_write(ClusterAddr(addr), count);
+    let id = plan.sco;
+    let crcs: Vec<_> = (0..count).map(|i| ClusterCrc(i + 1)).collect();
+    volume.commit_write(plan, &crcs);
+    id
+}
+
+fn at(volume: &mut Volume, addr: u64) -> Mapping {
+    volume.map().lookup_one(ClusterAddr(addr)).expect("loaded")
+}
+
+#[test]
+fn a_write_is_seen_at_its_place_in_the_open_sco() {
+    let mut v = volume();
+    write(&mut v, 10, 2);
+    write(&mut v, 100, 1);
+    assert_eq!(at(&mut v, 11), Mapping::At(Location { sco: ScoSeq(1), index: 1 }));
+    assert_eq!(at(&mut v, 100), Mapping::At(Location { sco: ScoSeq(1), index: 2 }));
+    assert_eq!(at(&mut v, 12), Mapping::Hole);
+    assert_eq!((v.last_seq(), v.open_sco().1), (Seq(2), 3));
+}
+
+#[test]
+fn a_full_sco_is_sealed_and_operations_are_never_split() {
+    let mut v = volume();
+    for i in 0..4 {
+        write(&mut v, i * 64, 63);
+    }
+    assert_eq!(v.sealed_count(), 0);
+    let id = write(&mut v, 0, 63);
+    assert_eq!((v.sealed_count(), id.seq), (1, ScoSeq(2)));
+    let first = v.next_upload(ScoSeq(0)).expect("sealed");
+    assert_eq!((first.cluster_count(), first.last_seq()), (252, Some(Seq(4))));
+}
+
+#[test]
+fn trims_take_no_cluster_and_appear_in_the_footer_in_order() {
+    let mut v = volume();
+    write(&mut v, 5, 1);
+    let plan = v.plan_mark(ClusterAddr(0), ClusterCount(1000), Mark::Hole);
+    v.commit_mark(plan);
+    write(&mut v, 6, 1);
+    v.commit_seal();
+    let footer = v.next_upload(ScoSeq(0)).expect("sealed").footer(ID, ClusterSize::DEFAULT);
+    footer.check().expect("a footer keeps the rules of its format");
+    let kinds: Vec<_> = footer.changes.iter().map(|c| c.kind.clone()).collect();
+    assert_eq!(footer.cluster_count, 2);
+    assert_eq!(kinds[1], ChangeKind::Hole);
+    assert_eq!(kinds[2], ChangeKind::Data { first_index: 1, crcs: vec![ClusterCrc(1)] });
+    assert_eq!(
+        (at(&mut v, 5), at(&mut v, 6)),
+        (Mapping::Hole, Mapping::At(Location { sco: ScoSeq(1), index: 1 }))
+    );
+}
+
+#[test]
+fn publishing_moves_the_watermark_and_keeps_newer_writes() {
+    let mut v = volume();
+    write(&mut v, 7, 1);
+    v.commit_seal();
+    write(&mut v, 7, 1);
+    let tlog = TlogRef {
+        no: TlogNo(1),
+        epoch: Epoch(1),
+        first_sco: ScoSeq(1),
+        last_sco: ScoSeq(1),
+        object_bytes: 100,
+    };
+    let change = v.plan_published(1, tlog);
+    v.commit_manifest(ManifestNo(2), &[change]).expect("a rule-abiding change");
+    let (seq, changes) = v.oldest_changes().expect("sealed");
+    assert_eq!(seq, ScoSeq(1));
+    v.commit_published(&changes).expect("sealed");
+    assert_eq!((v.shape().last_seq, v.shape().last_sco), (Seq(1), ScoSeq(1)));
+    assert_eq!(at(&mut v, 7), Mapping::At(Location { sco: ScoSeq(2), index: 0 }));
+    assert!(v.commit_published(&[]).is_err());
+}
+
+#[test]
+fn replay_takes_only_what_comes_next() {
+    let mut v = volume();
+    let id = ScoId { epoch: Epoch(1), seq: ScoSeq(1) };
+    let change = |seq: u64, addr: u64, first_index: u32| Change {
+        seq: Seq(seq),
+        addr: ClusterAddr(addr),
+        count: ClusterCount(1),
+        kind: ChangeKind::Data { first_index, crcs: vec![ClusterCrc(7)] },
+    };
+    let gap = v.replay(id, &[change(2, 0, 0)]).unwrap_err();
+    assert!(gap.message.contains("from change 0 to 2"), "{gap}");
+    let mut v = volume();
+    assert!(v.replay(ScoId { seq: ScoSeq(2), ..id }, &[change(1, 0, 0)]).is_err());
+    assert!(v.replay(id, &[change(1, 1 << 40, 0)]).is_err(), "beyond the volume");
+    let mut v = volume();
+    v.replay(id, &[change(1, 3, 0), change(2, 3, 1)]).expect("in order");
+    assert_eq!(at(&mut v, 3), Mapping::At(Location { sco: ScoSeq(1), index: 1 }));
+}
+
+#[test]
+#[should_panic(expected = "plans are committed in order")]
+fn a_plan_cannot_be_committed_twice_in_a_row_of_another() {
+    let mut v = volume();
+    let first = v.plan_write(ClusterAddr(0), 1);
+    let second = v.plan_write(ClusterAddr(1), 1);
+    v.commit_write(first, &[ClusterCrc(1)]);
+    v.commit_write(second, &[ClusterCrc(1)]);
+}

@@ -1,0 +1,126 @@
+//! Clusters back out of the buffer: slices of its memory where it has them, else of the segment files, verified.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::units::{ClusterCrc, ScoSeq, VolumeId};
+
+use super::held::Piece;
+use super::{FileOf, Inner};
+use crate::io::buf::{AlignedBuf, AreaSlice};
+use crate::world::{DiskFile, World};
+
+/// Most bytes of one read of a file.
+const MAX_READ: u64 = 1 << 20;
+/// Reads of one request under way at a time.
+const READS: usize = 4;
+
+/// One piece of an answer, in order.
+enum Part<W: World> {
+    Memory(Vec<AreaSlice>),
+    File(FileRead<W>),
+}
+
+/// A read of a segment file. While it lives, the segment is not used anew.
+struct FileRead<W: World> {
+    inner: Rc<Inner<W>>,
+    file: FileOf<W>,
+    piece: Piece,
+    cluster_bytes: u64,
+    name: (VolumeId, ScoSeq),
+}
+
+impl<W: World> Drop for FileRead<W> {
+    fn drop(&mut self) {
+        let mut tail = self.inner.tail.borrow_mut();
+        let segment = &mut tail.segments[self.piece.segment];
+        segment.readers -= 1;
+        if segment.readers == 0 {
+            tail.free_oldest();
+            drop(tail);
+            self.inner.freed();
+        }
+    }
+}
+
+pub(super) async fn clusters<W: World>(
+    inner: &Rc<Inner<W>>,
+    volume: VolumeId,
+    sco: ScoSeq,
+    index: u32,
+    count: u32,
+) -> Result<Option<Vec<Bytes>>> {
+    let Some(parts) = plan(inner, volume, sco, index, count) else { return Ok(None) };
+    let loads = stream::iter(parts).map(|part| async move {
+        match part {
+            Part::Memory(slices) => {
+                Ok(slices.into_iter().map(AreaSlice::into_bytes).collect::<Vec<_>>())
+            }
+            Part::File(read) => Ok(vec![read.load().await?]),
+        }
+    });
+    let loaded: Vec<Vec<Bytes>> = loads.buffered(READS).try_collect().await?;
+    Ok(Some(loaded.into_iter().flatten().collect()))
+}
+
+fn plan<W: World>(
+    inner: &Rc<Inner<W>>,
+    volume: VolumeId,
+    sco: ScoSeq,
+    index: u32,
+    count: u32,
+) -> Option<Vec<Part<W>>> {
+    let mut tail = inner.tail.borrow_mut();
+    let held = tail.volume(volume)?;
+    let cluster_bytes = held.cluster_size.bytes();
+    let per_read = (MAX_READ / cluster_bytes) as usize;
+    let mut parts = Vec::new();
+    for piece in held.pieces(sco, index, count)? {
+        let end = piece.offset + piece.crcs.len() as u64 * cluster_bytes;
+        if let Some(slices) = tail.segments[piece.segment].image(piece.offset, end) {
+            parts.push(Part::Memory(slices));
+            continue;
+        }
+        for (crcs, n) in piece.crcs.chunks(per_read).zip(0..) {
+            let segment = &mut tail.segments[piece.segment];
+            segment.readers += 1;
+            let skip = n * per_read as u32;
+            let piece = Piece {
+                segment: piece.segment,
+                offset: piece.offset + u64::from(skip) * cluster_bytes,
+                first_index: piece.first_index + skip,
+                crcs: crcs.to_vec(),
+            };
+            let (file, inner) = (segment.file.clone(), inner.clone());
+            parts.push(Part::File(FileRead {
+                inner,
+                file,
+                piece,
+                cluster_bytes,
+                name: (volume, sco),
+            }));
+        }
+    }
+    Some(parts)
+}
+
+impl<W: World> FileRead<W> {
+    async fn load(self) -> Result<Bytes> {
+        let len = self.piece.crcs.len() as u64 * self.cluster_bytes;
+        let buf = AlignedBuf::recycled(len as usize);
+        let buf = self.file.read_at(buf, self.piece.offset).await?;
+        let clusters = buf.chunks(self.cluster_bytes as usize);
+        for ((cluster, crc), index) in clusters.zip(&self.piece.crcs).zip(self.piece.first_index..)
+        {
+            if ClusterCrc::of(cluster) != *crc {
+                let (volume, sco) = self.name;
+                return Err(Fault::corrupt(format!(
+                    "cluster {index} of SCO {sco} of volume {volume} is damaged in the write buffer"
+                )));
+            }
+        }
+        Ok(buf.into_bytes())
+    }
+}

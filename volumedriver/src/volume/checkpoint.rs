@@ -1,0 +1,287 @@
+//! Checkpoints of the map on the backend: TLogs become sorted map runs, so that opening elsewhere costs recent TLogs only.
+//!
+//! A run is put before the manifest that names it; what it replaces is deleted only a grace time after that (INV-8).
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::format::manifest::{RunRef, Shape, ShapeChange, TlogRef};
+use volumedriver_core::format::names;
+use volumedriver_core::format::run::{
+    MapExtent, RunIndex, RunWriter, Tail, decode_block, decode_tail,
+};
+use volumedriver_core::format::tlog::Tlog;
+use volumedriver_core::map::merge::{Holes, merge_runs};
+use volumedriver_core::map::{Page, checkpoint};
+use volumedriver_core::units::{
+    ClusterAddr, ClusterCount, PAGE_CLUSTERS, PageNo, RunNo, TlogNo, VolumeId,
+};
+
+use super::chain::{put_certainly, until_answered};
+use super::{Shared, Volume};
+use crate::world::{ObjectStore, PageBatch, PageStore, World};
+
+/// TLogs that make a run.
+const TLOGS_PER_RUN: usize = 32;
+/// A run is merged into a new one unless it is this many times larger.
+const GROWTH: u64 = 2;
+/// Runs larger than this are not merged any more: bounds the memory of a merge.
+const MOST_MERGED_BYTES: u64 = 64 << 20;
+/// First guess at the size of a run's index, bytes.
+const TAIL_BYTES: u64 = 64 * 1024;
+/// Map pages imported at a time: bounds memory at 64 MiB of extents per run.
+const WINDOW_PAGES: u64 = 4096;
+/// A replaced object is kept this long for whoever still reads by an older manifest.
+const GRACE: Duration = Duration::from_secs(600);
+
+impl<W: World> Volume<W> {
+    pub(super) async fn fetch_tlog(&self, reference: TlogRef) -> Result<Tlog> {
+        let (namespace, name) =
+            (names::namespace(self.id), names::tlog(reference.epoch, reference.no));
+        let bytes = fetch(&self.shared, &namespace, &name, 0, reference.object_bytes).await?;
+        Tlog::decode(&bytes).map_err(|f| f.about(format!("{namespace}/{name}")))
+    }
+
+    /// Makes a run of the TLogs when they are many, and deletes what earlier runs replaced.
+    pub(super) async fn compact_if_due(&self) -> Result<()> {
+        self.delete_obsolete().await;
+        let tlogs = self.core.borrow().shape().tlogs.clone();
+        let Some(last) = tlogs.last().filter(|_| tlogs.len() >= TLOGS_PER_RUN) else {
+            return Ok(());
+        };
+        // The page store must not depend on TLogs that a run replaces.
+        if let Err(fault) = self.persist_pages(last.no).await {
+            tracing::warn!(vdisk = self.name, %fault, "map pages cannot be written; no checkpoint now");
+            return Ok(());
+        }
+        self.shared.world.pages().sync().await?;
+        let mut contents = Vec::with_capacity(tlogs.len());
+        for reference in &tlogs {
+            contents.push(self.fetch_tlog(*reference).await?.scos);
+        }
+        let newest = checkpoint::collapse(contents.iter().map(Vec::as_slice));
+        drop(contents);
+        let (shape, no) = {
+            let core = self.core.borrow();
+            (core.shape().clone(), RunNo(core.head().next().0))
+        };
+        let merged = mergeable(&shape, newest.len() as u64);
+        let replaced: Vec<RunNo> = merged.iter().map(|r| r.no).collect();
+        let run = self.put_run(&shape, no, newest, &merged, &replaced, last.no).await?;
+        self.add_manifest(vec![ShapeChange::Compacted { run, replaced }]).await?;
+        let now = self.shared.world.now();
+        let old_tlogs = tlogs.iter().map(|t| names::tlog(t.epoch, t.no));
+        let old_runs = merged.iter().map(|r| names::run(r.epoch, r.no));
+        self.obsolete.borrow_mut().extend(old_tlogs.chain(old_runs).map(|name| (now, name)));
+        Ok(())
+    }
+
+    async fn put_run(
+        &self,
+        shape: &Shape,
+        no: RunNo,
+        newest: Vec<MapExtent>,
+        merged: &[RunRef],
+        replaced: &[RunNo],
+        last_tlog: TlogNo,
+    ) -> Result<RunRef> {
+        let namespace = names::namespace(self.id);
+        let mut sources: Vec<std::vec::IntoIter<MapExtent>> = vec![newest.into_iter()];
+        for older in merged.iter().rev() {
+            sources.push(load_run(&self.shared, self.id, older).await?.into_iter());
+        }
+        let beneath = shape.runs.len() > merged.len();
+        let holes = if beneath { Holes::Keep } else { Holes::Drop };
+        let epoch = self.core.borrow().epoch();
+        let mut writer = RunWriter::new(self.id, epoch, no);
+        merge_runs(sources, holes).for_each(|extent| writer.push(extent));
+        let (body, object_bytes, header) = writer.finish();
+        let world = &self.shared.world;
+        put_certainly(world, &namespace, &names::run(epoch, no), body, || self.is_closing())
+            .await?;
+        let tlogs = shape.covered_by(replaced, last_tlog)?;
+        let entry_count = header.entry_count;
+        Ok(RunRef { no, epoch, first_tlog: *tlogs.start(), last_tlog, object_bytes, entry_count })
+    }
+
+    /// Deletes what has been obsolete for the grace time. A failure leaves it for the next round.
+    async fn delete_obsolete(&self) {
+        let now = self.shared.world.now();
+        let namespace = names::namespace(self.id);
+        loop {
+            let due = self.obsolete.borrow().front().filter(|(at, _)| *at + GRACE <= now).cloned();
+            let Some((_, name)) = due else { return };
+            if let Err(fault) = self.shared.world.store().delete(&namespace, &name).await {
+                tracing::warn!(%fault, name, "an obsolete object cannot be deleted yet");
+                return;
+            }
+            self.obsolete.borrow_mut().pop_front();
+        }
+    }
+}
+
+/// The newest runs worth merging with `entries` new ones: each less than twice what comes above it.
+fn mergeable(shape: &Shape, mut entries: u64) -> Vec<RunRef> {
+    let mut bytes = 0;
+    let mut first = shape.runs.len();
+    for run in shape.runs.iter().rev() {
+        bytes += run.object_bytes;
+        if run.entry_count > entries.saturating_mul(GROWTH) || bytes > MOST_MERGED_BYTES {
+            break;
+        }
+        entries += run.entry_count;
+        first -= 1;
+    }
+    shape.runs.get(first..).unwrap_or_default().to_vec()
+}
+
+async fn fetch<W: World>(
+    shared: &Shared<W>,
+    namespace: &str,
+    name: &str,
+    offset: u64,
+    len: u64,
+) -> Result<Bytes> {
+    let get = async || shared.world.store().get_range(namespace, name, offset, len).await;
+    let found = until_answered(&shared.world, name, || false, get).await?;
+    found.ok_or_else(|| Fault::corrupt(format!("{namespace}/{name} is missing on the backend")))
+}
+
+async fn load_index<W: World>(
+    shared: &Shared<W>,
+    volume: VolumeId,
+    run: &RunRef,
+) -> Result<RunIndex> {
+    let (namespace, name) = (names::namespace(volume), names::run(run.epoch, run.no));
+    let mut wanted = TAIL_BYTES.min(run.object_bytes);
+    loop {
+        let at = run.object_bytes - wanted;
+        let tail = fetch(shared, &namespace, &name, at, wanted).await?;
+        let about = |f: Fault| f.about(format!("{namespace}/{name}"));
+        match decode_tail(run.object_bytes, &tail).map_err(about)? {
+            Tail::Index(index) => return Ok(index),
+            Tail::Longer(more) if more > wanted && more <= run.object_bytes => wanted = more,
+            Tail::Longer(_) => return Err(about(Fault::corrupt("its index does not fit"))),
+        }
+    }
+}
+
+/// All extents of a run.
+async fn load_run<W: World>(
+    shared: &Shared<W>,
+    volume: VolumeId,
+    run: &RunRef,
+) -> Result<Vec<MapExtent>> {
+    let index = load_index(shared, volume, run).await?;
+    load_blocks(shared, volume, run, &index, 0..index.blocks.len()).await
+}
+
+async fn load_blocks<W: World>(
+    shared: &Shared<W>,
+    volume: VolumeId,
+    run: &RunRef,
+    index: &RunIndex,
+    blocks: std::ops::Range<usize>,
+) -> Result<Vec<MapExtent>> {
+    let blocks = index.blocks.get(blocks).unwrap_or_default();
+    let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return Ok(Vec::new()) };
+    let (namespace, name) = (names::namespace(volume), names::run(run.epoch, run.no));
+    let (from, to) = (first.bytes.start, last.bytes.end);
+    let bytes = fetch(shared, &namespace, &name, from, to - from).await?;
+    let mut extents = Vec::new();
+    for block in blocks {
+        let range = (block.bytes.start - from) as usize..(block.bytes.end - from) as usize;
+        let part = bytes.get(range).unwrap_or_default();
+        extents
+            .append(&mut decode_block(part).map_err(|f| f.about(format!("{namespace}/{name}")))?);
+    }
+    Ok(extents)
+}
+
+/// Fills an empty page store from the runs of a shape, window by window.
+pub(super) async fn import_runs<W: World>(
+    shared: &Shared<W>,
+    id: VolumeId,
+    shape: &Shape,
+    covered: TlogNo,
+) -> Result<()> {
+    let mut indexes = Vec::with_capacity(shape.runs.len());
+    for run in shape.runs.iter().rev() {
+        indexes.push((*run, load_index(shared, id, run).await?));
+    }
+    let mut page = 0;
+    while let Some(next) = next_page(&indexes, page) {
+        let window = next..next.saturating_add(WINDOW_PAGES);
+        let pages = window_pages(shared, id, &indexes, &window).await?;
+        let batch = PageBatch { holes: Vec::new(), pages, applied: TlogNo(0) };
+        shared.world.pages().put(id, batch).await?;
+        page = window.end;
+    }
+    if covered > TlogNo(0) {
+        let done = PageBatch { applied: covered, ..PageBatch::default() };
+        shared.world.pages().put(id, done).await?;
+    }
+    Ok(())
+}
+
+/// The first page at or after `page` that some run speaks of.
+fn next_page(indexes: &[(RunRef, RunIndex)], page: u64) -> Option<u64> {
+    let from = page.checked_mul(PAGE_CLUSTERS)?;
+    let next = indexes.iter().filter_map(|(_, index)| {
+        let at = index.blocks.partition_point(|block| block.end.0 <= from);
+        index.blocks.get(at).map(|block| block.first.0.max(from))
+    });
+    next.min().map(|addr| addr / PAGE_CLUSTERS)
+}
+
+/// The encoded pages of a window.
+async fn window_pages<W: World>(
+    shared: &Shared<W>,
+    id: VolumeId,
+    indexes: &[(RunRef, RunIndex)],
+    window: &std::ops::Range<u64>,
+) -> Result<Vec<(PageNo, Bytes)>> {
+    let (from, to) = (window.start * PAGE_CLUSTERS, window.end.saturating_mul(PAGE_CLUSTERS));
+    let mut sources = Vec::with_capacity(indexes.len());
+    for (run, index) in indexes {
+        let first = index.blocks.partition_point(|block| block.end.0 <= from);
+        let end = index.blocks.partition_point(|block| block.first.0 < to);
+        let extents = load_blocks(shared, id, run, index, first..end.max(first)).await?;
+        sources.push(extents.into_iter());
+    }
+    let mut pages: Vec<(PageNo, Vec<MapExtent>)> = Vec::new();
+    for extent in merge_runs(sources, Holes::Drop) {
+        for (page, part) in split_by_page(extent, from, to) {
+            match pages.last_mut() {
+                Some((last, parts)) if *last == page => parts.push(part),
+                _ => pages.push((page, vec![part])),
+            }
+        }
+    }
+    let encode = |(page, parts): &(PageNo, Vec<MapExtent>)| {
+        (*page, Page::from_extents(*page, parts).encode(*page))
+    };
+    Ok(pages.iter().map(encode).collect())
+}
+
+/// The parts of an extent in `from..to` (clusters), page by page.
+fn split_by_page(
+    extent: MapExtent,
+    from: u64,
+    to: u64,
+) -> impl Iterator<Item = (PageNo, MapExtent)> {
+    let end = (extent.addr + extent.count).0.min(to);
+    let mut at = extent.addr.0.max(from);
+    std::iter::from_fn(move || {
+        if at >= end {
+            return None;
+        }
+        let page = at / PAGE_CLUSTERS;
+        let stop = end.min((page + 1) * PAGE_CLUSTERS);
+        let mapping = extent.mapping.nth(at - extent.addr.0);
+        let part = MapExtent { addr: ClusterAddr(at), count: ClusterCount(stop - at), mapping };
+        at = stop;
+        Some((PageNo(page), part))
+    })
+}

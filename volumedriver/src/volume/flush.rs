@@ -1,0 +1,59 @@
+//! Flush: everything accepted before it is on stable storage at the volume's flush level (INV-1, INV-3).
+
+use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::units::Seq;
+
+use super::Volume;
+use crate::config::settings::FlushLevel;
+use crate::metrics::Stage;
+use crate::world::World;
+
+impl<W: World> Volume<W> {
+    pub async fn flush(&self) -> Result<()> {
+        self.check_readable()?;
+        let upto = self.core.borrow().last_seq();
+        let level = self.settings.borrow().flush;
+        match level {
+            FlushLevel::Journal => {
+                let flushed = self.staged(Stage::JournalCommit, self.shared.buffer.flush()).await;
+                flushed.map_err(|fault| self.buffer_fault(fault))
+            }
+            FlushLevel::Backend => self.publish_upto(upto).await,
+        }
+    }
+
+    /// Everything accepted so far is uploaded and named by a manifest.
+    pub async fn drain(&self) -> Result<()> {
+        let upto = self.core.borrow().last_seq();
+        self.publish_upto(upto).await
+    }
+
+    async fn publish_upto(&self, upto: Seq) -> Result<()> {
+        while self.published_seq.get() < upto {
+            self.check_readable()?;
+            let drained = self.drained.notified();
+            let unsealed = {
+                let mut core = self.core.borrow_mut();
+                let last_sealed = core.sealed_seq().max(self.published_seq.get());
+                last_sealed < upto && self.seal_now(&mut core).is_none()
+            };
+            if unsealed {
+                self.shared.pressure.notify_one();
+                self.shared.buffer.room().await;
+                continue;
+            }
+            drained.await;
+        }
+        Ok(())
+    }
+
+    /// Seals the open SCO if it has changes. `NoSpace`: the buffer has no room for the seal now.
+    pub fn seal(&self) -> Result<()> {
+        let mut core = self.core.borrow_mut();
+        if !core.has_open_changes() {
+            return Ok(());
+        }
+        self.seal_now(&mut core)
+            .ok_or_else(|| Fault::no_space("no room in the write buffer for a seal"))
+    }
+}

@@ -1,0 +1,234 @@
+//! Creating and opening a volume.
+//!
+//! Opening: read the manifest chain, take the next epoch (the fence), bring the map up to the last TLog, then replay what the
+//! write buffer holds beyond it. Local state counts only if this node was the last owner; the page store only if the TLogs
+//! after it still exist. What is lost or damaged is named, never skipped.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use tokio::sync::{Notify, Semaphore};
+use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::format::manifest::{Body, Manifest, Opening, Shape, check_volume_name};
+use volumedriver_core::format::names;
+use volumedriver_core::map::Map;
+use volumedriver_core::units::{
+    ByteCount, ClusterSize, Epoch, MAX_VOLUME_BYTES, ManifestNo, NodeId, ScoSeq, Seq, TlogNo,
+    VolumeId,
+};
+use volumedriver_core::volume::Volume as Core;
+
+use super::chain::{self, Found, put_certainly};
+use super::{Shared, State, Volume, read};
+use crate::buffer::{Damage, ReplayedSco, ReplayedVolume};
+use crate::config::settings::VdiskSettings;
+use crate::world::{ObjectStore, PageStore, World};
+
+/// Smallest and largest SCO, bytes.
+const SCO_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=128 << 20;
+
+/// What is fixed when a volume is created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    pub name: String,
+    pub size: ByteCount,
+    pub cluster_size: ClusterSize,
+    pub sco_size: ByteCount,
+}
+
+impl Spec {
+    pub fn check(&self) -> Result<()> {
+        check_volume_name(&self.name)?;
+        check_size(self.size, self.cluster_size)?;
+        if !SCO_BYTES.contains(&self.sco_size.0) {
+            return Err(Fault::invalid(format!(
+                "SCO size {} is not from {} to {} bytes",
+                self.sco_size,
+                SCO_BYTES.start(),
+                SCO_BYTES.end()
+            )));
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn check_size(size: ByteCount, cluster: ClusterSize) -> Result<()> {
+    if size.0 == 0 || !size.0.is_multiple_of(cluster.bytes()) || size.0 > MAX_VOLUME_BYTES {
+        return Err(Fault::invalid(format!(
+            "size {size} is not a multiple of the cluster size {} from one cluster to {MAX_VOLUME_BYTES} bytes",
+            cluster.bytes()
+        )));
+    }
+    Ok(())
+}
+
+/// Makes the volume exist on the backend: its namespace and its first manifest.
+pub async fn create<W: World>(world: &W, node: NodeId, id: VolumeId, spec: &Spec) -> Result<()> {
+    spec.check()?;
+    let namespace = names::namespace(id);
+    world.store().create_namespace(&namespace).await?;
+    let (no, epoch) = (ManifestNo(1), Epoch(1));
+    let shape = Shape {
+        name: spec.name.clone(),
+        size: spec.size,
+        cluster_size: spec.cluster_size,
+        sco_size: spec.sco_size,
+        last_seq: Seq(0),
+        last_sco: ScoSeq(0),
+        last_tlog: TlogNo(0),
+        origins: Vec::new(),
+        runs: Vec::new(),
+        tlogs: Vec::new(),
+        openings: vec![Opening { epoch, no, node }],
+    };
+    let manifest = Manifest { volume: id, no, epoch, node, body: Body::Checkpoint(shape) };
+    put_certainly(world, &namespace, &names::manifest(no), vec![manifest.encode()], || false).await
+}
+
+impl<W: World> Volume<W> {
+    /// Opens the volume and starts its uploader. `replayed` is what the write buffer holds of it; taken only on success.
+    pub(crate) async fn open(
+        shared: Rc<Shared<W>>,
+        id: VolumeId,
+        settings: VdiskSettings,
+        replayed: &mut Option<ReplayedVolume>,
+    ) -> Result<Rc<Self>> {
+        let world = shared.world.clone();
+        let Some(found) = chain::load(&world, id).await? else {
+            return Err(Fault::invalid(format!(
+                "there is no manifest in namespace {}",
+                names::namespace(id)
+            )));
+        };
+        let found = chain::take_over(&world, id, shared.node, found).await?;
+        let applied = seed_pages(&shared, id, &found.shape).await?;
+        let volume = Rc::new(Self::assemble(shared, id, settings, found, applied));
+        volume.apply_tlogs(applied).await?;
+        volume.take_back(replayed.take());
+        volume.shared.world.spawn(volume.clone().run_uploader());
+        Ok(volume)
+    }
+
+    fn assemble(
+        shared: Rc<Shared<W>>,
+        id: VolumeId,
+        settings: VdiskSettings,
+        found: Found,
+        applied: TlogNo,
+    ) -> Self {
+        let clusters = found.shape.cluster_size.clusters_covering(found.shape.size);
+        let fresh = found.shape.last_tlog == TlogNo(0);
+        let map = if fresh { Map::new_empty(clusters) } else { Map::new_unloaded(clusters) };
+        let (name, last_seq) = (found.shape.name.clone(), found.shape.last_seq);
+        let cluster_size = found.shape.cluster_size;
+        let core = Core::new(id, found.shape, found.head, map);
+        let log = shared.buffer.attach(id, core.epoch(), cluster_size, last_seq);
+        Self {
+            log,
+            shared,
+            id,
+            name,
+            core: RefCell::new(core),
+            settings: RefCell::new(settings),
+            state: RefCell::new(State::Running),
+            credits: RefCell::default(),
+            turn: Semaphore::new(1),
+            waiting: Cell::new(0),
+            drained: Notify::new(),
+            sealed: Notify::new(),
+            chain: Semaphore::new(1),
+            published_seq: Cell::new(last_seq),
+            applied: Cell::new(applied),
+            open_since: Cell::new(None),
+            oldest_since: RefCell::default(),
+            streams: RefCell::new(read::Streams::default()),
+            obsolete: RefCell::default(),
+            uploader_done: Notify::new(),
+        }
+    }
+
+    /// Applies the TLogs after `applied` to the map's base.
+    async fn apply_tlogs(&self, applied: TlogNo) -> Result<()> {
+        let tlogs = self.core.borrow().shape().tlogs.clone();
+        for reference in tlogs.into_iter().filter(|t| t.no > applied) {
+            for sco in self.fetch_tlog(reference).await?.scos {
+                self.load_for(&sco.changes).await?;
+                self.core.borrow_mut().map().publish(sco.id.seq, &sco.changes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back the changes the write buffer holds beyond the manifest.
+    fn take_back(&self, replayed: Option<ReplayedVolume>) {
+        let Some(replayed) = replayed else { return };
+        let published = self.core.borrow().shape().last_sco;
+        let tail: Vec<ReplayedSco> =
+            replayed.scos.into_iter().filter(|s| s.id.seq > published).collect();
+        self.log.dispose(published);
+        let changes: usize = tail.iter().map(|s| s.changes.len()).sum();
+        if changes > 0 && !tail.iter().all(|s| self.is_ours_since(s.id.epoch)) {
+            tracing::error!(
+                vdisk = self.name,
+                changes,
+                "another node owned this vDisk meanwhile: changes left in the local write buffer are obsolete and dropped"
+            );
+            if let Some(last) = tail.last() {
+                self.log.dispose(last.id.seq);
+            }
+            return;
+        }
+        let lost = self.replay_tail(tail).err();
+        let published = self.published_seq.get();
+        let relevant = |d: &&Damage| d.seqs.is_none_or(|(_, last)| last > published);
+        let damage: Vec<String> =
+            replayed.damage.iter().filter(relevant).map(|d| d.message.clone()).collect();
+        if let Some(fault) = lost {
+            self.enter(State::ReadOnly(format!("{fault}; {}", damage.join("; "))));
+        } else if !damage.is_empty() {
+            self.enter(State::ReadOnly(format!(
+                "flushed data in the write buffer is damaged: {}",
+                damage.join("; ")
+            )));
+        }
+    }
+
+    /// True when no other node has owned the volume after this epoch.
+    fn is_ours_since(&self, epoch: Epoch) -> bool {
+        let core = self.core.borrow();
+        let mut later = core.shape().openings.iter().filter(|o| o.epoch > epoch);
+        later.all(|o| o.node == self.shared.node)
+    }
+
+    fn replay_tail(&self, tail: Vec<ReplayedSco>) -> Result<()> {
+        let mut core = self.core.borrow_mut();
+        for sco in tail.into_iter().filter(|s| !s.changes.is_empty()) {
+            core.replay(sco.id, &sco.changes)?;
+            self.note_open();
+            if sco.sealed.is_some() {
+                core.commit_seal();
+                let since = self.open_since.take();
+                self.oldest_since.borrow_mut().extend(since);
+            }
+        }
+        // The last one goes on in this epoch under the next name: its own ends here.
+        if core.has_open_changes() && self.seal_now(&mut core).is_none() {
+            return Err(Fault::no_space("no room in the write buffer to end its last SCO"));
+        }
+        self.sealed.notify_one();
+        Ok(())
+    }
+}
+
+/// Makes the page store stand for a TLog at or after the newest map run; that TLog.
+async fn seed_pages<W: World>(shared: &Shared<W>, id: VolumeId, shape: &Shape) -> Result<TlogNo> {
+    let pages = shared.world.pages();
+    let covered = shape.runs.last().map_or(TlogNo(0), |run| run.last_tlog);
+    let applied = pages.applied(id).await?;
+    if let Some(applied) = applied.filter(|a| *a >= covered && *a <= shape.last_tlog) {
+        return Ok(applied);
+    }
+    pages.drop_volume(id).await?;
+    super::checkpoint::import_runs(shared, id, shape, covered).await?;
+    Ok(covered)
+}

@@ -1,0 +1,234 @@
+//! Upload: sealed SCOs leave in any order, and become part of the volume in log order.
+//!
+//! SCOs are put several at a time; then, for the oldest that are all there, their TLog; then the manifest that names it; only
+//! then do the map's base, the write buffer and the flush watermark move on (INV-4). A put is repeated until its outcome
+//! is known; another owner's manifest in the place of ours ends the loop for good (INV-6).
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use tokio::sync::oneshot;
+use volumedriver_core::fault::{Fault, Kind, Result};
+use volumedriver_core::format::manifest::{ShapeChange, TlogRef};
+use volumedriver_core::format::names;
+use volumedriver_core::format::tlog::Tlog;
+use volumedriver_core::units::{ManifestNo, ScoSeq};
+
+use super::backend::ScoKey;
+use super::chain::{next_manifest, put_certainly};
+use super::{State, Volume};
+use crate::world::World;
+
+/// Most SCOs under one TLog.
+const MOST_PER_TLOG: usize = 16;
+/// Dirty pages are written once there are this many, or after every so many TLogs.
+const PERSIST_PAGES: u64 = 4096;
+const PERSIST_TLOGS: u64 = 16;
+
+/// An SCO on its way: its position, and where its size will arrive once it is stored.
+type OnItsWay = (ScoSeq, oneshot::Receiver<Result<u64>>);
+
+impl<W: World> Volume<W> {
+    /// Runs until the volume is closed or fenced.
+    pub(super) async fn run_uploader(self: Rc<Self>) {
+        if let Err(fault) = self.upload_all().await {
+            match fault.kind {
+                Kind::Fenced => self.enter(State::Fenced),
+                Kind::Closed => {}
+                _ => self.enter(State::ReadOnly(format!("uploading stopped: {fault}"))),
+            }
+        }
+        self.drained.notify_waiters();
+        self.uploader_done.notify_one();
+    }
+
+    async fn upload_all(self: &Rc<Self>) -> Result<()> {
+        let mut on_its_way: VecDeque<OnItsWay> = VecDeque::new();
+        loop {
+            self.start_puts(&mut on_its_way);
+            let Some((_, oldest)) = on_its_way.front_mut() else {
+                if self.is_closing() {
+                    return Ok(());
+                }
+                self.sealed.notified().await;
+                continue;
+            };
+            tokio::select! {
+                biased;
+                size = oldest => {
+                    on_its_way.pop_front();
+                    let mut sizes = vec![size.map_err(|_| Fault::closed("upload dropped"))??];
+                    take_finished(&mut on_its_way, &mut sizes)?;
+                    self.publish_scos(sizes).await?;
+                }
+                () = self.sealed.notified() => {}
+            }
+        }
+    }
+
+    /// Starts as many puts as may run at the same time.
+    fn start_puts(self: &Rc<Self>, on_its_way: &mut VecDeque<OnItsWay>) {
+        let most = self.settings.borrow().upload_concurrency.max(1);
+        while on_its_way.len() < most && !self.is_closing() {
+            let published = self.core.borrow().shape().last_sco;
+            let last = on_its_way.back().map_or(published, |(sco, _)| *sco);
+            let next = self.core.borrow().next_upload(last).map(|s| s.id().seq);
+            let Some(sco) = next else { return };
+            let (done, size) = oneshot::channel();
+            on_its_way.push_back((sco, size));
+            let volume = self.clone();
+            self.shared.world.spawn(async move {
+                // A dropped receiver means the uploader has ended: nobody is left to tell.
+                let _unheard = done.send(volume.put_sco(sco).await);
+            });
+        }
+    }
+
+    /// Stores one SCO; its size.
+    async fn put_sco(&self, seq: ScoSeq) -> Result<u64> {
+        // Only what is certainly sealed may be uploaded: else a crash could bring the same name back with other clusters.
+        self.shared.buffer.flush().await?;
+        let (id, footer) = {
+            let core = self.core.borrow();
+            let sco = core.oldest_sealed(usize::MAX).find(|s| s.id().seq == seq);
+            let sco =
+                sco.ok_or_else(|| Fault::bug(format!("SCO {seq} vanished before its upload")))?;
+            (sco.id(), sco.footer(self.id, core.cluster_size()).encode())
+        };
+        // What comes from the buffer's files was checked there: damage does not spread to the backend (P2).
+        let mut body = self.log.sco_data(seq).await?;
+        body.push(footer);
+        let size = body.iter().map(|piece| piece.len() as u64).sum();
+        let namespace = names::namespace(self.id);
+        let world = &self.shared.world;
+        put_certainly(world, &namespace, &names::sco(id), body, || self.is_closing()).await?;
+        Ok(size)
+    }
+
+    /// Names the oldest `sizes.len()` SCOs in a TLog and a manifest, then gives their local copies up.
+    async fn publish_scos(&self, sizes: Vec<u64>) -> Result<()> {
+        let count = sizes.len();
+        let tlog = self.plan_tlog(&sizes);
+        let body = tlog.encode();
+        let (Some(first), Some(last)) = (tlog.scos.first(), tlog.scos.last()) else {
+            return Err(Fault::bug("a TLog without SCOs"));
+        };
+        let reference = TlogRef {
+            no: tlog.no,
+            epoch: tlog.epoch,
+            first_sco: first.id.seq,
+            last_sco: last.id.seq,
+            object_bytes: body.len() as u64,
+        };
+        let (namespace, name) = (names::namespace(self.id), names::tlog(tlog.epoch, tlog.no));
+        let world = &self.shared.world;
+        put_certainly(world, &namespace, &name, vec![body], || self.is_closing()).await?;
+        let change = self.core.borrow().plan_published(count, reference);
+        self.add_manifest(vec![change]).await?;
+        self.move_to_base(count).await?;
+        let published = self.core.borrow().shape().last_seq;
+        self.published_seq.set(published);
+        self.drained.notify_waiters();
+        self.tend_pages().await
+    }
+
+    fn plan_tlog(&self, sizes: &[u64]) -> Tlog {
+        let core = self.core.borrow();
+        let scos = core.oldest_sealed(sizes.len()).zip(sizes);
+        Tlog {
+            volume: self.id,
+            epoch: core.epoch(),
+            no: core.shape().last_tlog.next(),
+            scos: scos.map(|(sco, size)| sco.tlog_entry(*size)).collect(),
+        }
+    }
+
+    /// The changes of the oldest `count` sealed SCOs become part of the map's base; their room in the buffer is given back.
+    async fn move_to_base(&self, count: usize) -> Result<()> {
+        for _ in 0..count {
+            let oldest = self.core.borrow().oldest_changes();
+            let Some((seq, changes)) = oldest else {
+                return Err(Fault::bug("published more than was sealed"));
+            };
+            self.load_for(&changes).await?;
+            let held = self.log.held_bytes();
+            let (sco, origin) = {
+                let mut core = self.core.borrow_mut();
+                let sco = core.commit_published(&changes)?;
+                (sco, core.shape().origin_of(seq))
+            };
+            self.log.dispose(seq);
+            self.oldest_since.borrow_mut().pop_front();
+            let freed = held.saturating_sub(self.log.held_bytes());
+            self.credits.borrow_mut().drained(freed, self.shared.world.now());
+            if let Some(origin) = origin {
+                self.shared.backend.learn(ScoKey::new(origin, seq), sco.crcs());
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads the pages these changes touch, until none is missing.
+    pub(super) async fn load_for(
+        &self,
+        changes: &[volumedriver_core::format::Change],
+    ) -> Result<()> {
+        loop {
+            let missing = self.core.borrow_mut().map().missing_for(changes, usize::MAX);
+            if missing.is_empty() {
+                return Ok(());
+            }
+            self.load_pages(missing).await?;
+        }
+    }
+
+    /// After a publication: write dirty pages when they are many or old, compact the TLogs when they are many.
+    async fn tend_pages(&self) -> Result<()> {
+        let (dirty, last_tlog) = {
+            let mut core = self.core.borrow_mut();
+            (core.map().dirty_pages(), core.shape().last_tlog)
+        };
+        let behind = last_tlog.0.saturating_sub(self.applied.get().0);
+        if dirty >= PERSIST_PAGES || behind >= PERSIST_TLOGS {
+            // The page store is derivable: when its disk is full or failing the pages stay in memory and are tried again.
+            if let Err(fault) = self.persist_pages(last_tlog).await {
+                tracing::warn!(vdisk = self.name, %fault, "map pages cannot be written locally");
+            }
+        }
+        self.compact_if_due().await
+    }
+
+    /// Adds one manifest with these changes to the chain; when this returns they are durable and in force.
+    pub(super) async fn add_manifest(&self, changes: Vec<ShapeChange>) -> Result<ManifestNo> {
+        let _one_at_a_time = self.chain.acquire().await.map_err(|_| Fault::closed("closed"))?;
+        let (no, manifest) = {
+            let core = self.core.borrow();
+            let no = core.head().next();
+            let mut shape = core.shape().clone();
+            for change in &changes {
+                shape.apply(no, change)?;
+            }
+            let node = self.shared.node;
+            (no, next_manifest(self.id, core.epoch(), node, no, &shape, changes.clone()))
+        };
+        let namespace = names::namespace(self.id);
+        let body = vec![manifest.encode()];
+        let world = &self.shared.world;
+        put_certainly(world, &namespace, &names::manifest(no), body, || self.is_closing()).await?;
+        self.core.borrow_mut().commit_manifest(no, &changes)?;
+        Ok(no)
+    }
+}
+
+/// The SCOs behind the oldest that are stored too, without waiting.
+fn take_finished(on_its_way: &mut VecDeque<OnItsWay>, sizes: &mut Vec<u64>) -> Result<()> {
+    while sizes.len() < MOST_PER_TLOG {
+        let Some((_, next)) = on_its_way.front_mut() else { return Ok(()) };
+        match next.try_recv() {
+            Ok(size) => sizes.push(size?),
+            Err(_) => return Ok(()),
+        }
+        on_its_way.pop_front();
+    }
+    Ok(())
+}
