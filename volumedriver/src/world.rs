@@ -27,6 +27,13 @@ pub trait World: Clone + 'static {
     fn sleep(&self, how_long: Duration) -> impl Future<Output = ()> + 'static;
     /// Runs a task on this shard's thread until it ends; it is dropped when the shard is.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
+    /// Works something out that takes long (a millisecond and more), off the shard's thread where this world has others.
+    fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> impl Future<Output = T> {
+        async move { work() }
+    }
     /// A file the store handed out ([`ObjectStore::local_file`]), opened for direct reads; `None` where this world has no such.
     fn adopt(&self, _file: std::sync::Arc<std::fs::File>) -> Option<<Self::Disk as Disk>::File> {
         None
@@ -156,6 +163,9 @@ pub trait ObjectStore: Clone + 'static {
     ) -> impl Future<Output = Result<Vec<String>>>;
     /// Succeeds also when there is no such object.
     fn delete(&self, namespace: &str, name: &str) -> impl Future<Output = Result<()>>;
+    /// How fast puts may hand their bytes over from now on, bytes per second of all together; `None`: as fast as they can.
+    /// Of no interest to a store that shares no disk with this node.
+    fn pace(&self, _bytes_per_s: Option<u64>) {}
     /// A local file that holds the object's bytes from its first byte on, for reading without the store in between. The
     /// bytes are unverified. `None` when the store has no such thing or no such object.
     fn local_file(

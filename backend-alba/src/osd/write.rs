@@ -24,6 +24,8 @@ const BOUNCE_BYTES: usize = 1 << 20;
 const WORTH_A_WRITE_BYTES: usize = 256 << 10;
 /// Most slices in one write (IOV_MAX).
 const MAX_SLICES: usize = 1024;
+/// A write ends once it has this many bytes: whoever else writes to the device waits for no more than that.
+const WRITE_BYTES: usize = 1 << 20;
 /// Space is taken ahead of the bytes in steps of this, so that a claimed length alone takes little.
 const PREALLOCATE_BYTES: u64 = 64 << 20;
 
@@ -207,10 +209,10 @@ impl Sink {
             if self.goes_directly(piece) {
                 self.drain(file)?;
                 let (whole, rest) = piece.split_at(piece.len() - piece.len() % self.align);
-                slices.push(IoSlice::new(whole));
+                self.write_directly(file, &mut slices, whole)?;
                 piece = rest;
             }
-            if slices.len() >= MAX_SLICES || !piece.is_empty() {
+            if !piece.is_empty() {
                 self.write_slices(file, &mut slices)?;
             }
             while !piece.is_empty() {
@@ -237,6 +239,23 @@ impl Sink {
             piece.as_ptr().addr().is_multiple_of(self.align) && held.is_multiple_of(self.align);
         let is_worth_it = held == 0 || piece.len() >= WORTH_A_WRITE_BYTES;
         piece.len() >= self.align && is_aligned && is_worth_it
+    }
+
+    /// Adds to the slices to write, which leave whenever they are many or large.
+    fn write_directly<'a>(
+        &mut self,
+        file: &File,
+        slices: &mut Vec<IoSlice<'a>>,
+        whole: &'a [u8],
+    ) -> io::Result<()> {
+        for part in whole.chunks(WRITE_BYTES) {
+            slices.push(IoSlice::new(part));
+            let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
+            if slices.len() >= MAX_SLICES || bytes >= WRITE_BYTES {
+                self.write_slices(file, slices)?;
+            }
+        }
+        Ok(())
     }
 
     fn write_slices(&mut self, file: &File, slices: &mut Vec<IoSlice<'_>>) -> io::Result<()> {

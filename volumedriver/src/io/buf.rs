@@ -14,11 +14,16 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustix::mm;
 
 /// Alignment of every O_DIRECT buffer, offset and length, bytes.
 pub const ALIGN: usize = 4096;
 
-/// Zeroed memory of a fixed length, aligned to [`ALIGN`], freed on drop.
+/// From this length on, memory comes from the kernel directly, in huge pages where it has them: to pin a page for each 4 KiB
+/// of every O_DIRECT write is a tenth of what a sequential write costs.
+const HUGE: usize = 2 << 20;
+
+/// Zeroed memory of a fixed length, aligned to [`ALIGN`] (to [`HUGE`] from that length on), freed on drop.
 struct Memory {
     start: NonNull<u8>,
     len: usize,
@@ -35,6 +40,9 @@ impl Memory {
         assert!(len.is_multiple_of(ALIGN), "length {len} is not a multiple of {ALIGN}");
         if len == 0 {
             return Self { start: NonNull::<Block>::dangling().cast(), len };
+        }
+        if len >= HUGE {
+            return Self { start: map_huge(len), len };
         }
         let layout = Self::layout(len);
         // SAFETY: the layout's size is not zero.
@@ -58,11 +66,41 @@ const _: () = assert!(std::mem::align_of::<Block>() == ALIGN);
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        if self.len != 0 {
+        if self.len >= HUGE {
+            // SAFETY: exactly this range was mapped in `zeroed` and is unmapped only here.
+            let unmapped = unsafe { mm::munmap(self.start.as_ptr().cast(), self.len) };
+            assert!(unmapped.is_ok(), "a range that was mapped can be unmapped");
+        } else if self.len != 0 {
             // SAFETY: allocated in `zeroed` with this very layout, and freed only here.
             unsafe { dealloc(self.start.as_ptr(), Self::layout(self.len)) }
         }
     }
+}
+
+/// Maps zeroed memory that begins at a multiple of [`HUGE`].
+fn map_huge(len: usize) -> NonNull<u8> {
+    let out_of_memory = || handle_alloc_error(Memory::layout(len));
+    let Some(mapped) = len.checked_add(HUGE) else { out_of_memory() };
+    let (access, kind) = (mm::ProtFlags::READ | mm::ProtFlags::WRITE, mm::MapFlags::PRIVATE);
+    // SAFETY: a new mapping at a place the kernel chooses touches no memory in use.
+    let base = unsafe { mm::mmap_anonymous(std::ptr::null_mut(), mapped, access, kind) };
+    let Ok(base) = base else { out_of_memory() };
+    let base = base.cast::<u8>();
+    let before = base.addr().next_multiple_of(HUGE) - base.addr();
+    // SAFETY: `before` is less than HUGE, so `before + len` bytes lie inside the mapping; its ends, which nobody has seen yet,
+    // are given back. Failing to do so would only waste address space.
+    let start = unsafe {
+        let start = base.add(before);
+        if before > 0 {
+            let _ = mm::munmap(base.cast(), before);
+        }
+        let _ = mm::munmap(start.add(len).cast(), HUGE - before);
+        // A kernel without huge pages has small ones.
+        let _ = mm::madvise(start.cast(), len, mm::Advice::LinuxHugepage);
+        start
+    };
+    let Some(start) = NonNull::new(start) else { out_of_memory() };
+    start
 }
 
 /// Buffers up to this length are kept for the next read instead of being freed: fresh memory of this size costs page faults.

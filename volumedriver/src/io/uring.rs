@@ -16,6 +16,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, squeue, types};
 use tokio::io::unix::AsyncFd;
@@ -27,6 +28,11 @@ use crate::world::Durability;
 
 /// Operations the kernel has at a time; more wait their turn in memory (each with a future that awaits it).
 const DEPTH: usize = 256;
+/// Completions handed out before those who waited for them get their turn.
+const REAPED: usize = 16;
+/// While reads come back at least this often, the next is waited for awake: to fall asleep and be woken takes a virtual machine
+/// about as long as the read.
+const AWAKE: Duration = Duration::from_micros(40);
 /// Entries of tokio-uring's own ring, of which we use none.
 const IDLE_ENTRIES: u32 = 8;
 
@@ -83,6 +89,12 @@ struct Slot {
     _file: Arc<File>,
 }
 
+impl Slot {
+    fn is_read(&self) -> bool {
+        matches!(self.payload, Payload::Read(_))
+    }
+}
+
 struct Table {
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
@@ -90,6 +102,29 @@ struct Table {
     waiting: VecDeque<squeue::Entry>,
     /// Pushed and not completed.
     in_flight: usize,
+    /// Reads handed over and not completed.
+    reads: usize,
+}
+
+/// How often reads come back.
+#[derive(Clone, Copy)]
+struct Rhythm {
+    last: Instant,
+    /// Mean time between two, of the latest.
+    gap: Duration,
+}
+
+impl Rhythm {
+    fn note(&mut self, count: u32, now: Instant) {
+        let gap = now.saturating_duration_since(self.last).min(AWAKE * 8) / count;
+        self.gap = (self.gap * 7 + gap) / 8;
+        self.last = now;
+    }
+
+    /// The next is due any moment.
+    fn is_quick(&self) -> bool {
+        self.gap < AWAKE && self.last.elapsed() < AWAKE
+    }
 }
 
 /// A ring and its operations, on the thread that made it.
@@ -99,6 +134,7 @@ pub struct Ring {
     driver: RefCell<Option<Waker>>,
     /// Entries were pushed since the last submission.
     unsubmitted: Cell<bool>,
+    rhythm: Cell<Rhythm>,
 }
 
 thread_local! {
@@ -127,9 +163,11 @@ impl Ring {
                 free: Vec::new(),
                 waiting: VecDeque::new(),
                 in_flight: 0,
+                reads: 0,
             }),
             driver: RefCell::new(None),
             unsubmitted: Cell::new(false),
+            rhythm: Cell::new(Rhythm { last: Instant::now(), gap: AWAKE }),
         });
         RING.set(Rc::downgrade(&ring));
         tokio::task::spawn_local(drive(ring.clone(), signal));
@@ -214,6 +252,7 @@ impl Ring {
     ) -> Operation {
         let slot = Slot { stage: Stage::Waiting(None), payload, _file: file };
         let mut table = self.table.borrow_mut();
+        table.reads += usize::from(slot.is_read());
         let key = table.free.pop().unwrap_or_else(|| {
             table.slots.push(None);
             table.slots.len() - 1
@@ -233,23 +272,23 @@ impl Ring {
         }
     }
 
-    /// Submits what waits and hands out what is complete, until neither is left.
-    fn turn(&self) -> io::Result<()> {
+    /// Submits what waits and hands out what is complete; whether there is more of either.
+    fn turn(&self) -> io::Result<bool> {
         self.unsubmitted.set(false);
-        loop {
-            if self.push_waiting() {
-                match self.uring.borrow().submit() {
-                    Ok(_) => {}
-                    Err(error) if is_passing(&error) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            let woken = self.reap();
-            let more = woken > 0 && !self.table.borrow().waiting.is_empty();
-            if !more {
-                return Ok(());
+        if self.push_waiting() {
+            match self.uring.borrow().submit() {
+                Ok(_) => {}
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(error),
             }
         }
+        let reaped = self.reap();
+        Ok(reaped == REAPED || (reaped > 0 && !self.table.borrow().waiting.is_empty()))
+    }
+
+    /// A read is under way that should be back in a moment.
+    fn is_expecting(&self) -> bool {
+        self.table.borrow().reads > 0 && self.rhythm.get().is_quick()
     }
 
     /// Moves waiting operations into the submission queue as far as there is room; returns whether the kernel has to be
@@ -273,18 +312,24 @@ impl Ring {
         pushed
     }
 
-    /// Takes every completion there is and wakes those who wait; returns how many there were.
+    /// Takes completions, at most [`REAPED`], and wakes those who wait; returns how many there were.
     fn reap(&self) -> usize {
         let mut wakers = Vec::new();
         let mut uring = self.uring.borrow_mut();
         let mut table = self.table.borrow_mut();
-        let mut count = 0;
-        for completion in uring.completion() {
+        let (mut count, reads) = (0, table.reads);
+        for completion in uring.completion().take(REAPED) {
             count += 1;
             table.in_flight -= 1;
             table.complete(completion.user_data() as usize, completion.result(), &mut wakers);
         }
+        let reads = (reads - table.reads) as u32;
         drop((uring, table));
+        if reads > 0 {
+            let mut rhythm = self.rhythm.get();
+            rhythm.note(reads, Instant::now());
+            self.rhythm.set(rhythm);
+        }
         wakers.into_iter().for_each(Waker::wake);
         count
     }
@@ -295,6 +340,7 @@ impl Table {
         let Some(slot) = self.slots.get_mut(key).and_then(Option::as_mut) else {
             unreachable!("completion of operation {key} that is not under way")
         };
+        self.reads -= usize::from(slot.is_read());
         match std::mem::replace(&mut slot.stage, Stage::Done(result)) {
             Stage::Waiting(waker) => wakers.extend(waker),
             Stage::Orphaned => {
@@ -373,8 +419,11 @@ async fn drive(ring: Rc<Ring>, signal: AsyncFd<OwnedFd>) {
                 Poll::Pending => break,
             }
         }
-        if let Err(error) = ring.turn() {
+        let more = ring.turn().unwrap_or_else(|error| {
             tracing::error!(%error, "io_uring refuses submissions; trying again");
+            true
+        });
+        if more || ring.is_expecting() {
             ring.unsubmitted.set(true);
             context.waker().wake_by_ref();
         }

@@ -32,6 +32,9 @@ use super::{Export, Limits, SessionStats};
 
 /// Rounds before other tasks get their turn.
 const ROUNDS: usize = 8;
+/// Requests handed to the engine before it gets its turn: so that the disk works on the first while the next are decoded, and
+/// a client's requests spread over its way instead of going along it in one block.
+const STARTS: usize = 8;
 /// Replies queued before they are sent, also when more requests are waiting, bytes.
 const ROUND_BYTES: usize = 256 << 10;
 /// Longest read answered at once by copying from memory, bytes.
@@ -74,6 +77,8 @@ pub(super) struct Transmission<'s, S, E> {
     held: usize,
     /// Bytes the front of the inbox must reach before decoding goes on.
     need: usize,
+    /// Requests handed to the engine in this turn.
+    started: usize,
     limits: &'s Limits,
     stats: &'s SessionStats,
 }
@@ -98,6 +103,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin, E: Export> Transmission<'s, S, E> {
             in_flight: 0,
             held: 0,
             need: 1,
+            started: 0,
             limits: shared.0,
             stats: shared.1,
         }
@@ -117,8 +123,10 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin, E: Export> Transmission<'s, S, E> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+        self.started = 0;
         for _ in 0..ROUNDS {
             match self.round(cx) {
+                Ok(Moved::Yes) if self.started >= STARTS => break,
                 Ok(Moved::Yes) => {}
                 Ok(Moved::No) => return Poll::Pending,
                 Err(ending) => return Poll::Ready(ending),
@@ -185,7 +193,11 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin, E: Export> Transmission<'s, S, E> {
         let arrived = Instant::now();
         // The window borrows the inbox while requests are carried out, so it is taken out for the while.
         let mut inbox = std::mem::take(&mut self.inbox);
-        while self.phase == Phase::Open && self.has_room() && self.outbox.len() < ROUND_BYTES {
+        while self.phase == Phase::Open
+            && self.has_room()
+            && self.outbox.len() < ROUND_BYTES
+            && self.started < STARTS
+        {
             let decoded = self.decoder.decode(inbox.window());
             self.need = 1;
             match decoded.event {
@@ -292,6 +304,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin, E: Export> Transmission<'s, S, E> {
     /// Hands a request to the engine as a task of its own.
     fn start(&mut self, tag: Tag, request: Request, answer: Answer, held: usize, arrived: Instant) {
         self.in_flight += 1;
+        self.started += 1;
         self.held += held;
         let ticket = Ticket {
             finished: Rc::clone(&self.finished),

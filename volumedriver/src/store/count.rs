@@ -74,6 +74,9 @@ impl<S: ObjectStore> ObjectStore for Counted<S> {
     async fn delete(&self, namespace: &str, name: &str) -> Result<()> {
         self.count(StoreVerb::Delete, 0, self.store.delete(namespace, name)).await
     }
+    fn pace(&self, bytes_per_s: Option<u64>) {
+        self.store.pace(bytes_per_s);
+    }
     async fn local_file(&self, namespace: &str, name: &str) -> Result<Option<Arc<std::fs::File>>> {
         self.store.local_file(namespace, name).await
     }

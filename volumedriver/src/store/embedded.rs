@@ -6,16 +6,20 @@ use backend_alba::{Alba, Config};
 use bytes::Bytes;
 use volumedriver_core::fault::{Fault, Kind, Result};
 
+use super::pace::Pace;
 use super::service::Service;
 use crate::world::{ObjectInfo, ObjectStore, Put};
 
 /// Names asked for at once.
 const PAGE: usize = 1000;
+/// Bytes of a paced put handed over at a time; one that is shorter is not worth pacing.
+const STEP_BYTES: usize = 1 << 20;
 
 #[derive(Clone)]
 pub struct Embedded {
     alba: Alba,
     service: Service,
+    pace: Pace,
 }
 
 impl Embedded {
@@ -23,7 +27,7 @@ impl Embedded {
     pub async fn open(config: Config) -> Result<Self> {
         let title = format!("embedded backend {}", config.data_dir.display());
         let alba = Alba::open(config).await.map_err(|fault| of_backend(fault).about(title))?;
-        Ok(Self { alba, service: Service::here() })
+        Ok(Self { alba, service: Service::here(), pace: Pace::default() })
     }
 
     async fn call<T: Send + 'static>(
@@ -63,7 +67,14 @@ impl ObjectStore for Embedded {
 
     async fn put_if_absent(&self, namespace: &str, name: &str, body: Vec<Bytes>) -> Result<Put> {
         let (alba, namespace, name) = (self.alba.clone(), namespace.to_string(), name.to_string());
-        let put = async move { alba.put_if_absent(&namespace, &name, body).await };
+        let pace = self.pace.clone();
+        let put = async move {
+            if pace.is_set() {
+                put_at_pace(&alba, &namespace, &name, body, &pace).await
+            } else {
+                alba.put_if_absent(&namespace, &name, body).await
+            }
+        };
         Ok(match self.call(put).await? {
             backend_alba::Put::Created => Put::Created,
             backend_alba::Put::Exists => Put::Exists,
@@ -118,11 +129,38 @@ impl ObjectStore for Embedded {
         self.call(async move { alba.delete(&namespace, &name).await.map(drop) }).await
     }
 
+    fn pace(&self, bytes_per_s: Option<u64>) {
+        self.pace.set(bytes_per_s);
+    }
+
     async fn local_file(&self, namespace: &str, name: &str) -> Result<Option<Arc<std::fs::File>>> {
         let (alba, namespace, name) = (self.alba.clone(), namespace.to_string(), name.to_string());
         let found = self.call(async move { alba.local_file(&namespace, &name).await }).await?;
         Ok(found.map(Arc::new))
     }
+}
+
+/// A put in steps, each when it is due.
+async fn put_at_pace(
+    alba: &Alba,
+    namespace: &str,
+    name: &str,
+    body: Vec<Bytes>,
+    pace: &Pace,
+) -> backend_alba::Result<backend_alba::Put> {
+    let len: usize = body.iter().map(Bytes::len).sum();
+    if len < STEP_BYTES {
+        return alba.put_if_absent(namespace, name, body).await;
+    }
+    let mut upload = alba.begin_put(namespace, name, len as u64, None).await?;
+    for mut piece in body {
+        while !piece.is_empty() {
+            let part = piece.split_to(piece.len().min(STEP_BYTES));
+            pace.take(part.len() as u64).await;
+            upload.push(part).await?;
+        }
+    }
+    upload.finish().await
 }
 
 fn of_backend(fault: backend_alba::Fault) -> Fault {

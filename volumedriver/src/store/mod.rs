@@ -15,6 +15,7 @@ mod conformance;
 pub mod count;
 pub mod embedded;
 pub mod location;
+mod pace;
 pub mod retry;
 mod service;
 
@@ -104,6 +105,9 @@ impl ObjectStore for AnyStore {
     }
     async fn delete(&self, namespace: &str, name: &str) -> Result<()> {
         of_any!(self, store => store.delete(namespace, name).await)
+    }
+    fn pace(&self, bytes_per_s: Option<u64>) {
+        of_any!(self, store => store.pace(bytes_per_s));
     }
     async fn local_file(&self, namespace: &str, name: &str) -> Result<Option<Arc<std::fs::File>>> {
         of_any!(self, store => store.local_file(namespace, name).await)

@@ -115,6 +115,9 @@ impl<S: ObjectStore, C: Clock> ObjectStore for Retried<S, C> {
     async fn delete(&self, namespace: &str, name: &str) -> Result<()> {
         self.retry(async || self.store.delete(namespace, name).await).await
     }
+    fn pace(&self, bytes_per_s: Option<u64>) {
+        self.store.pace(bytes_per_s);
+    }
     async fn local_file(&self, namespace: &str, name: &str) -> Result<Option<Arc<std::fs::File>>> {
         self.retry(async || self.store.local_file(namespace, name).await).await
     }

@@ -9,11 +9,12 @@ use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::format::manifest::{RunRef, Shape, ShapeChange, TlogRef};
 use volumedriver_core::format::names;
 use volumedriver_core::format::run::{
-    MapExtent, RunIndex, RunWriter, Tail, decode_block, decode_tail,
+    MapExtent, RunBlock, RunHeader, RunIndex, RunWriter, Tail, decode_tail,
 };
 use volumedriver_core::format::tlog::Tlog;
+use volumedriver_core::map::Page;
+use volumedriver_core::map::checkpoint::Collapse;
 use volumedriver_core::map::merge::{Holes, merge_runs};
-use volumedriver_core::map::{Page, checkpoint};
 use volumedriver_core::units::{
     ClusterAddr, ClusterCount, PAGE_CLUSTERS, PageNo, RunNo, TlogNo, VolumeId,
 };
@@ -22,8 +23,10 @@ use super::chain::{put_certainly, until_answered};
 use super::{Shared, Volume};
 use crate::world::{ObjectStore, PageBatch, PageStore, World};
 
-/// TLogs that make a run.
+/// TLogs that make a run...
 const TLOGS_PER_RUN: usize = 32;
+/// ... or so many bytes of them: bounds the memory of making it, about four times that.
+const TLOG_BYTES_PER_RUN: u64 = 16 << 20;
 /// A run is merged into a new one unless it is this many times larger.
 const GROWTH: u64 = 2;
 /// Runs larger than this are not merged any more: bounds the memory of a merge.
@@ -40,35 +43,35 @@ impl<W: World> Volume<W> {
         let (namespace, name) =
             (names::namespace(self.id), names::tlog(reference.epoch, reference.no));
         let bytes = fetch(&self.shared, &namespace, &name, 0, reference.object_bytes).await?;
-        Tlog::decode(&bytes).map_err(|f| f.about(format!("{namespace}/{name}")))
+        let decode = move || Tlog::decode(&bytes).map_err(|f| f.about(format!("{namespace}/{name}")));
+        self.shared.world.compute(decode).await
     }
 
     /// Makes a run of the TLogs when they are many, and deletes what earlier runs replaced.
     pub(super) async fn compact_if_due(&self) -> Result<()> {
         self.delete_obsolete().await;
         let tlogs = self.core.borrow().shape().tlogs.clone();
-        let Some(last) = tlogs.last().filter(|_| tlogs.len() >= TLOGS_PER_RUN) else {
-            return Ok(());
-        };
+        let bytes: u64 = tlogs.iter().map(|tlog| tlog.object_bytes).sum();
+        let due = tlogs.len() >= TLOGS_PER_RUN || bytes >= TLOG_BYTES_PER_RUN;
+        let Some(last) = tlogs.last().filter(|_| due) else { return Ok(()) };
         // The page store must not depend on TLogs that a run replaces.
         if let Err(fault) = self.persist_pages(last.no).await {
             tracing::warn!(vdisk = self.name, %fault, "map pages cannot be written; no checkpoint now");
             return Ok(());
         }
         self.shared.world.pages().sync().await?;
-        let mut contents = Vec::with_capacity(tlogs.len());
-        for reference in &tlogs {
-            contents.push(self.fetch_tlog(*reference).await?.scos);
-        }
-        let newest = checkpoint::collapse(contents.iter().map(Vec::as_slice));
-        drop(contents);
+        let newest = self.collapse(&tlogs).await?;
         let (shape, no) = {
             let core = self.core.borrow();
             (core.shape().clone(), RunNo(core.head().next().0))
         };
         let merged = mergeable(&shape, newest.len() as u64);
+        let mut draft = Draft { newest, runs: Vec::with_capacity(merged.len()) };
+        for older in merged.iter().rev() {
+            draft.runs.push(fetch_run(&self.shared, self.id, older).await?);
+        }
         let replaced: Vec<RunNo> = merged.iter().map(|r| r.no).collect();
-        let run = self.put_run(&shape, no, newest, &merged, &replaced, last.no).await?;
+        let run = self.put_run(&shape, no, draft, &replaced, last.no).await?;
         self.add_manifest(vec![ShapeChange::Compacted { run, replaced }]).await?;
         let now = self.shared.world.now();
         let old_tlogs = tlogs.iter().map(|t| names::tlog(t.epoch, t.no));
@@ -77,27 +80,37 @@ impl<W: World> Volume<W> {
         Ok(())
     }
 
+    /// The extents of these TLogs, holding the contents of one of them at a time.
+    async fn collapse(&self, tlogs: &[TlogRef]) -> Result<Vec<MapExtent>> {
+        let world = &self.shared.world;
+        let mut collapse = Collapse::default();
+        for reference in tlogs {
+            let tlog = self.fetch_tlog(*reference).await?;
+            let add = move || {
+                tlog.scos.iter().for_each(|sco| collapse.add(sco));
+                collapse
+            };
+            collapse = world.compute(add).await;
+        }
+        Ok(world.compute(move || collapse.into_extents().collect()).await)
+    }
+
     async fn put_run(
         &self,
         shape: &Shape,
         no: RunNo,
-        newest: Vec<MapExtent>,
-        merged: &[RunRef],
+        draft: Draft,
         replaced: &[RunNo],
         last_tlog: TlogNo,
     ) -> Result<RunRef> {
-        let namespace = names::namespace(self.id);
-        let mut sources: Vec<std::vec::IntoIter<MapExtent>> = vec![newest.into_iter()];
-        for older in merged.iter().rev() {
-            sources.push(load_run(&self.shared, self.id, older).await?.into_iter());
-        }
-        let beneath = shape.runs.len() > merged.len();
+        let beneath = shape.runs.len() > replaced.len();
         let holes = if beneath { Holes::Keep } else { Holes::Drop };
         let epoch = self.core.borrow().epoch();
-        let mut writer = RunWriter::new(self.id, epoch, no);
-        merge_runs(sources, holes).for_each(|extent| writer.push(extent));
-        let (body, object_bytes, header) = writer.finish();
+        let writer = RunWriter::new(self.id, epoch, no);
         let world = &self.shared.world;
+        let (body, object_bytes, header) =
+            world.compute(move || draft.write(holes, writer)).await?;
+        let namespace = names::namespace(self.id);
         put_certainly(world, &namespace, &names::run(epoch, no), body, || self.is_closing())
             .await?;
         let tlogs = shape.covered_by(replaced, last_tlog)?;
@@ -167,36 +180,71 @@ async fn load_index<W: World>(
     }
 }
 
-/// All extents of a run.
-async fn load_run<W: World>(
+/// What a checkpoint is made from.
+struct Draft {
+    newest: Vec<MapExtent>,
+    /// Those it replaces, newest first.
+    runs: Vec<Blocks>,
+}
+
+impl Draft {
+    fn write(self, holes: Holes, mut writer: RunWriter) -> Result<(Vec<Bytes>, u64, RunHeader)> {
+        let mut sources = vec![self.newest.into_iter()];
+        for run in self.runs {
+            sources.push(run.decode()?.into_iter());
+        }
+        merge_runs(sources, holes).for_each(|extent| writer.push(extent));
+        Ok(writer.finish())
+    }
+}
+
+/// Neighbouring blocks of a run, as fetched.
+struct Blocks {
+    object: String,
+    index: Vec<RunBlock>,
+    bytes: Bytes,
+}
+
+impl Blocks {
+    fn decode(self) -> Result<Vec<MapExtent>> {
+        let from = self.index.first().map_or(0, |block| block.bytes.start);
+        let mut extents = Vec::new();
+        for block in &self.index {
+            let range = (block.bytes.start - from) as usize..(block.bytes.end - from) as usize;
+            let part = self.bytes.get(range).unwrap_or_default();
+            extents.append(&mut block.decode(part).map_err(|f| f.about(&self.object))?);
+        }
+        Ok(extents)
+    }
+}
+
+/// All of a run.
+async fn fetch_run<W: World>(
     shared: &Shared<W>,
     volume: VolumeId,
     run: &RunRef,
-) -> Result<Vec<MapExtent>> {
+) -> Result<Blocks> {
     let index = load_index(shared, volume, run).await?;
-    load_blocks(shared, volume, run, &index, 0..index.blocks.len()).await
+    fetch_blocks(shared, volume, run, &index, 0..index.blocks.len()).await
 }
 
-async fn load_blocks<W: World>(
+async fn fetch_blocks<W: World>(
     shared: &Shared<W>,
     volume: VolumeId,
     run: &RunRef,
     index: &RunIndex,
     blocks: std::ops::Range<usize>,
-) -> Result<Vec<MapExtent>> {
-    let blocks = index.blocks.get(blocks).unwrap_or_default();
-    let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return Ok(Vec::new()) };
+) -> Result<Blocks> {
+    let index = index.blocks.get(blocks).unwrap_or_default().to_vec();
     let (namespace, name) = (names::namespace(volume), names::run(run.epoch, run.no));
-    let (from, to) = (first.bytes.start, last.bytes.end);
-    let bytes = fetch(shared, &namespace, &name, from, to - from).await?;
-    let mut extents = Vec::new();
-    for block in blocks {
-        let range = (block.bytes.start - from) as usize..(block.bytes.end - from) as usize;
-        let part = bytes.get(range).unwrap_or_default();
-        extents
-            .append(&mut decode_block(part).map_err(|f| f.about(format!("{namespace}/{name}")))?);
-    }
-    Ok(extents)
+    let bytes = match (index.first(), index.last()) {
+        (Some(first), Some(last)) => {
+            let (from, to) = (first.bytes.start, last.bytes.end);
+            fetch(shared, &namespace, &name, from, to - from).await?
+        }
+        _ => Bytes::new(),
+    };
+    Ok(Blocks { object: format!("{namespace}/{name}"), index, bytes })
 }
 
 /// Fills an empty page store from the runs of a shape, window by window.
@@ -247,8 +295,16 @@ async fn window_pages<W: World>(
     for (run, index) in indexes {
         let first = index.blocks.partition_point(|block| block.end.0 <= from);
         let end = index.blocks.partition_point(|block| block.first.0 < to);
-        let extents = load_blocks(shared, id, run, index, first..end.max(first)).await?;
-        sources.push(extents.into_iter());
+        sources.push(fetch_blocks(shared, id, run, index, first..end.max(first)).await?);
+    }
+    shared.world.compute(move || pages_of(sources, from, to)).await
+}
+
+/// The encoded pages of clusters `from..to`, from the blocks of runs, newest first.
+fn pages_of(newest_first: Vec<Blocks>, from: u64, to: u64) -> Result<Vec<(PageNo, Bytes)>> {
+    let mut sources = Vec::with_capacity(newest_first.len());
+    for blocks in newest_first {
+        sources.push(blocks.decode()?.into_iter());
     }
     let mut pages: Vec<(PageNo, Vec<MapExtent>)> = Vec::new();
     for extent in merge_runs(sources, Holes::Drop) {

@@ -4,6 +4,7 @@ use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::units::Seq;
 
 use super::Volume;
+use super::write::Place;
 use crate::config::settings::FlushLevel;
 use crate::metrics::Stage;
 use crate::world::World;
@@ -28,7 +29,19 @@ impl<W: World> Volume<W> {
         self.publish_upto(upto).await
     }
 
+    /// Somebody waits for what is not uploaded yet.
+    #[must_use]
+    pub fn upload_is_awaited(&self) -> bool {
+        self.awaiting.get() > 0
+    }
+
     async fn publish_upto(&self, upto: Seq) -> Result<()> {
+        if self.published_seq.get() >= upto {
+            return Ok(());
+        }
+        let _awaiting = Place::take(&self.awaiting);
+        // The shard lifts the pace of uploads.
+        self.shared.pressure.notify_one();
         while self.published_seq.get() < upto {
             self.check_readable()?;
             let drained = self.drained.notified();

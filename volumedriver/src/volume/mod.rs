@@ -78,6 +78,8 @@ pub struct Volume<W: World> {
     /// Writers that must wait do so in order of arrival.
     turn: Semaphore,
     waiting: Cell<usize>,
+    /// Requests that wait for uploads.
+    awaiting: Cell<usize>,
     /// Rung when SCOs were published and their room given back, and when the state changes.
     drained: Notify,
     /// Rung when there is an SCO to upload, or the volume closes.

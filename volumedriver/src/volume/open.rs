@@ -134,6 +134,7 @@ impl<W: World> Volume<W> {
             credits: RefCell::default(),
             turn: Semaphore::new(1),
             waiting: Cell::new(0),
+            awaiting: Cell::new(0),
             drained: Notify::new(),
             sealed: Notify::new(),
             chain: Semaphore::new(1),

@@ -76,6 +76,8 @@ impl<W: World> Volume<W> {
             let Some(sco) = next else { return };
             let (done, size) = oneshot::channel();
             on_its_way.push_back((sco, size));
+            // The shard decides on its pace.
+            self.shared.pressure.notify_one();
             let volume = self.clone();
             self.shared.world.spawn(async move {
                 // A dropped receiver means the uploader has ended: nobody is left to tell.
@@ -93,8 +95,9 @@ impl<W: World> Volume<W> {
             let sco = core.oldest_sealed(usize::MAX).find(|s| s.id().seq == seq);
             let sco =
                 sco.ok_or_else(|| Fault::bug(format!("SCO {seq} vanished before its upload")))?;
-            (sco.id(), sco.footer(self.id, core.cluster_size()).encode())
+            (sco.id(), sco.footer(self.id, core.cluster_size()))
         };
+        let footer = self.shared.world.compute(move || footer.encode()).await;
         // What comes from the buffer's files was checked there: damage does not spread to the backend (P2).
         let mut body = self.log.sco_data(seq).await?;
         body.push(footer);
@@ -109,19 +112,16 @@ impl<W: World> Volume<W> {
     async fn publish_scos(&self, sizes: Vec<u64>) -> Result<()> {
         let count = sizes.len();
         let tlog = self.plan_tlog(&sizes);
-        let body = tlog.encode();
         let (Some(first), Some(last)) = (tlog.scos.first(), tlog.scos.last()) else {
             return Err(Fault::bug("a TLog without SCOs"));
         };
-        let reference = TlogRef {
-            no: tlog.no,
-            epoch: tlog.epoch,
-            first_sco: first.id.seq,
-            last_sco: last.id.seq,
-            object_bytes: body.len() as u64,
-        };
-        let (namespace, name) = (names::namespace(self.id), names::tlog(tlog.epoch, tlog.no));
+        let (no, epoch) = (tlog.no, tlog.epoch);
+        let (first_sco, last_sco) = (first.id.seq, last.id.seq);
         let world = &self.shared.world;
+        let body = world.compute(move || tlog.encode()).await;
+        let object_bytes = body.len() as u64;
+        let reference = TlogRef { no, epoch, first_sco, last_sco, object_bytes };
+        let (namespace, name) = (names::namespace(self.id), names::tlog(epoch, no));
         put_certainly(world, &namespace, &name, vec![body], || self.is_closing()).await?;
         let change = self.core.borrow().plan_published(count, reference);
         self.add_manifest(vec![change]).await?;
@@ -164,6 +164,8 @@ impl<W: World> Volume<W> {
             if let Some(origin) = origin {
                 self.shared.backend.learn(ScoKey::new(origin, seq), sco.crcs());
             }
+            // An SCO has thousands of changes; requests have their turn between two of them.
+            tokio::task::yield_now().await;
         }
         Ok(())
     }

@@ -211,7 +211,7 @@ impl<W: World> Volume<W> {
 
     /// How full this volume's share of the buffer is, or the whole buffer; the latter does not concern a volume that holds
     /// little: those that hold much stop early enough to leave it room.
-    fn fill(&self) -> f64 {
+    pub fn fill(&self) -> f64 {
         let buffer = &self.shared.buffer;
         let capacity = buffer.capacity_bytes().max(1) as f64;
         let share = capacity * f64::from(self.settings.borrow().buffer_share_percent) / 100.0;
@@ -303,11 +303,11 @@ impl<W: World> Volume<W> {
     }
 }
 
-/// A place in the line of waiting writers.
-struct Place<'a>(&'a std::cell::Cell<usize>);
+/// A place in the line of those who wait.
+pub(super) struct Place<'a>(&'a std::cell::Cell<usize>);
 
 impl<'a> Place<'a> {
-    fn take(waiting: &'a std::cell::Cell<usize>) -> Self {
+    pub fn take(waiting: &'a std::cell::Cell<usize>) -> Self {
         waiting.set(waiting.get() + 1);
         Self(waiting)
     }

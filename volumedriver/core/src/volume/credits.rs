@@ -1,8 +1,10 @@
 //! Back-pressure: credits that come back at a rate approaching the rate at which the backend drains.
 //!
 //! `fill` is how full the volume's share of the write buffer is, 0..=1. Up to [`SOFT`] writes are free. Above it each write
-//! takes credits (bytes); they come back at `drain * gain(fill)`, where the gain falls from large to 1 at full, so that a
-//! burst slows down smoothly instead of hitting a wall. When full, nothing is granted until something drained.
+//! takes credits (bytes); they come back at `drain * gain(fill)`, where the gain falls from large to 1 at [`EVEN`], so that a
+//! burst slows down smoothly instead of hitting a wall. Beyond it the gain is less than 1: steady writing settles below full,
+//! and the rest of the share takes up that the backend drains in lumps of several SCOs. When full, nothing is granted until
+//! something drained.
 //! Time is an argument: monotonic, since an arbitrary origin.
 
 use std::collections::VecDeque;
@@ -10,6 +12,10 @@ use std::time::Duration;
 
 /// Fill below which writes cost nothing.
 pub const SOFT: f64 = 0.5;
+/// Fill at which writes and drain are even.
+const EVEN: f64 = 0.85;
+/// Gain just before full.
+const LEAST_GAIN: f64 = 0.1;
 /// Credits come back at least at this rate until the share is full, bytes per second: a backend that is down is not yet a reason
 /// to stop while there is room.
 const FLOOR_BYTES_PER_S: f64 = 4.0 * 1024.0 * 1024.0;
@@ -83,9 +89,13 @@ impl Credits {
     }
 }
 
-/// 1 at full, unbounded towards [`SOFT`].
+/// Unbounded towards [`SOFT`], 1 at [`EVEN`], [`LEAST_GAIN`] at full.
 fn gain(fill: f64) -> f64 {
-    let x = ((fill - SOFT) / (1.0 - SOFT)).clamp(0.01, 1.0);
+    if fill > EVEN {
+        let beyond = (fill - EVEN) / (1.0 - EVEN);
+        return 1.0 - (1.0 - LEAST_GAIN) * beyond.min(1.0);
+    }
+    let x = ((fill - SOFT) / (EVEN - SOFT)).clamp(0.01, 1.0);
     1.0 + 2.0 * (1.0 - x) / x
 }
 
@@ -114,25 +124,31 @@ mod tests {
         assert_eq!(credits.ask(512, 1.0, Duration::ZERO), Grant::WhenDrained);
     }
 
-    #[test]
-    fn the_rate_falls_smoothly_to_the_drain_rate() {
-        let drain = 100 << 20;
-        let mut previous = u64::MAX;
-        for fill in [0.55, 0.65, 0.75, 0.85, 0.95, 0.999] {
-            let mut credits = Credits::default();
-            let now = Duration::from_secs(10);
-            for i in 0..20 {
-                credits.drained(drain / 10, now - Duration::from_millis(100 * i));
-            }
-            credits.drained.make_contiguous().sort_unstable();
-            let granted = granted_in_one_second(&mut credits, fill, now);
-            assert!(granted < previous, "fill {fill}: {granted} is not below {previous}");
-            previous = granted;
+    /// Bytes granted in one second at this fill, while 100 MiB/s drain.
+    fn granted_while_draining(fill: f64) -> u64 {
+        let mut credits = Credits::default();
+        let now = Duration::from_secs(10);
+        for tenth in (0..20).rev() {
+            credits.drained(DRAIN / 10, now - Duration::from_millis(100 * tenth));
         }
-        assert!(
-            previous > drain / 3 && previous < drain * 12 / 10,
-            "{previous} at full, drain {drain}"
-        );
+        granted_in_one_second(&mut credits, fill, now)
+    }
+    const DRAIN: u64 = 100 << 20;
+
+    #[test]
+    fn the_rate_falls_smoothly_through_the_drain_rate() {
+        let fills = [0.55, 0.65, 0.75, 0.85, 0.9, 0.95, 0.999];
+        let granted = fills.map(granted_while_draining);
+        assert!(granted.is_sorted_by(|more, less| more > less), "{granted:?}");
+    }
+
+    #[test]
+    fn writing_at_the_drain_rate_settles_below_full() {
+        // The window empties during the second, so less than the gain says is granted.
+        assert!(granted_while_draining(0.75) > DRAIN * 9 / 10);
+        let at_even = granted_while_draining(EVEN);
+        assert!((DRAIN / 2..DRAIN * 11 / 10).contains(&at_even), "{at_even}");
+        assert!(granted_while_draining(0.98) < DRAIN / 3);
     }
 
     #[test]
