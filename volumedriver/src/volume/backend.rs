@@ -37,7 +37,8 @@ impl ScoKey {
 
 /// Entries used lately; at the limit the least recently used quarter leaves.
 struct Recent<V> {
-    entries: RefCell<HashMap<ScoKey, (V, u64)>>,
+    /// Looked at for every read: hashed fast. The keys are our own, nobody can choose them to collide.
+    entries: RefCell<HashMap<ScoKey, (V, u64), foldhash::fast::RandomState>>,
     most: usize,
     clock: Cell<u64>,
 }
