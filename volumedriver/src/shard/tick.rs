@@ -17,10 +17,10 @@ const PRESSED: f64 = 0.5;
 
 /// Fill of a share of the buffer, or of all of it, up to which uploads leave requests the first place at the local disk.
 const RELAXED: f64 = 0.4;
-/// Requests count as busy from so many bytes or journal syncs per second.
-const BUSY_BYTES: f64 = 8.0 * 1024.0 * 1024.0;
-const BUSY_SYNCS: f64 = 20.0;
-/// Uploads beside busy requests: this part of what comes in, but at least so many bytes per second.
+/// Requests are in a hurry from so many journal syncs per second. Streams of plain writes are not: what they leave behind had
+/// better leave while it is still in memory.
+const HURRIED_SYNCS: f64 = 20.0;
+/// Uploads beside hurried requests: this part of what comes in, but at least so many bytes per second.
 const PART_OF_INFLOW: f64 = 0.5;
 const LEAST_UPLOAD: f64 = 96.0 * 1024.0 * 1024.0;
 
@@ -67,9 +67,9 @@ impl Load {
         self.uploading = volumes.values().any(|volume| volume.sealed_count() > 0);
         let full = buffer.used_bytes() as f64 > RELAXED * buffer.capacity_bytes() as f64;
         let urgent = full || volumes.values().any(|v| v.upload_is_awaited() || v.fill() > RELAXED);
-        let busy = bytes_per_s >= BUSY_BYTES || syncs_per_s >= BUSY_SYNCS;
+        let hurried = syncs_per_s >= HURRIED_SYNCS;
         let rate = (bytes_per_s * PART_OF_INFLOW).max(LEAST_UPLOAD);
-        shard.shared.world.store().pace((busy && !urgent).then_some(rate as u64));
+        shard.shared.world.store().pace((hurried && !urgent).then_some(rate as u64));
     }
 }
 
