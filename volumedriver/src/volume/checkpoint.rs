@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::fault::{Fault, Kind, Result};
 use volumedriver_core::format::manifest::{RunRef, Shape, ShapeChange, TlogRef};
 use volumedriver_core::format::names;
 use volumedriver_core::format::run::{
@@ -35,6 +35,10 @@ const MOST_MERGED_BYTES: u64 = 64 << 20;
 const TAIL_BYTES: u64 = 64 * 1024;
 /// Map pages imported at a time: bounds memory at 64 MiB of extents per run.
 const WINDOW_PAGES: u64 = 4096;
+/// Times a damaged object is asked for.
+const ATTEMPTS: u32 = 3;
+/// After a checkpoint failed: an object is damaged, or the page store cannot be written.
+const COMPACT_AGAIN: Duration = Duration::from_secs(60);
 /// A replaced object is kept this long for whoever still reads by an older manifest.
 const GRACE: Duration = Duration::from_secs(600);
 
@@ -42,18 +46,48 @@ impl<W: World> Volume<W> {
     pub(super) async fn fetch_tlog(&self, reference: TlogRef) -> Result<Tlog> {
         let (namespace, name) =
             (names::namespace(self.id), names::tlog(reference.epoch, reference.no));
-        let bytes = fetch(&self.shared, &namespace, &name, 0, reference.object_bytes).await?;
-        let decode = move || Tlog::decode(&bytes).map_err(|f| f.about(format!("{namespace}/{name}")));
-        self.shared.world.compute(decode).await
+        let mut attempt = 1;
+        loop {
+            let bytes = fetch(&self.shared, &namespace, &name, 0, reference.object_bytes).await?;
+            let decoded = self.shared.world.compute(move || Tlog::decode(&bytes)).await;
+            match decoded {
+                // Bytes may be damaged on their way, too.
+                Err(fault) if fault.kind == Kind::Corrupt && attempt < ATTEMPTS => attempt += 1,
+                other => return other.map_err(|f| f.about(format!("{namespace}/{name}"))),
+            }
+        }
     }
 
     /// Makes a run of the TLogs when they are many, and deletes what earlier runs replaced.
     pub(super) async fn compact_if_due(&self) -> Result<()> {
         self.delete_obsolete().await;
-        let tlogs = self.core.borrow().shape().tlogs.clone();
-        let bytes: u64 = tlogs.iter().map(|tlog| tlog.object_bytes).sum();
-        let due = tlogs.len() >= TLOGS_PER_RUN || bytes >= TLOG_BYTES_PER_RUN;
-        let Some(last) = tlogs.last().filter(|_| due) else { return Ok(()) };
+        let now = self.shared.world.now();
+        if now < self.next_compaction.get() {
+            return Ok(());
+        }
+        let due = {
+            let core = self.core.borrow();
+            let tlogs = &core.shape().tlogs;
+            let bytes: u64 = tlogs.iter().map(|tlog| tlog.object_bytes).sum();
+            let due = tlogs.len() >= TLOGS_PER_RUN || bytes >= TLOG_BYTES_PER_RUN;
+            due.then(|| tlogs.clone())
+        };
+        let Some(tlogs) = due else { return Ok(()) };
+        match self.compact(tlogs).await {
+            // The map is whole without it, here and in what was published; only opening elsewhere takes longer.
+            Err(fault)
+                if matches!(fault.kind, Kind::Corrupt | Kind::NoSpace | Kind::Unavailable) =>
+            {
+                tracing::error!(vdisk = self.name, %fault, "no checkpoint of the map can be made; trying again later");
+                self.next_compaction.set(now + COMPACT_AGAIN);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    async fn compact(&self, tlogs: Vec<TlogRef>) -> Result<()> {
+        let Some(last) = tlogs.last() else { return Ok(()) };
         // The page store must not depend on TLogs that a run replaces.
         if let Err(fault) = self.persist_pages(last.no).await {
             tracing::warn!(vdisk = self.name, %fault, "map pages cannot be written; no checkpoint now");
@@ -219,11 +253,7 @@ impl Blocks {
 }
 
 /// All of a run.
-async fn fetch_run<W: World>(
-    shared: &Shared<W>,
-    volume: VolumeId,
-    run: &RunRef,
-) -> Result<Blocks> {
+async fn fetch_run<W: World>(shared: &Shared<W>, volume: VolumeId, run: &RunRef) -> Result<Blocks> {
     let index = load_index(shared, volume, run).await?;
     fetch_blocks(shared, volume, run, &index, 0..index.blocks.len()).await
 }

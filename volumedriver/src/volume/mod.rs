@@ -94,6 +94,8 @@ pub struct Volume<W: World> {
     /// When the oldest unpublished SCO got its first change.
     oldest_since: RefCell<VecDeque<Duration>>,
     streams: RefCell<read::Streams>,
+    /// No checkpoint before this time.
+    next_compaction: Cell<Duration>,
     /// Objects no manifest names any more, and since when.
     obsolete: RefCell<VecDeque<(Duration, String)>>,
     uploader_done: Notify,

@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 use volumedriver_core::fault::{Fault, Result};
@@ -143,6 +144,7 @@ impl<W: World> Volume<W> {
             open_since: Cell::new(None),
             oldest_since: RefCell::default(),
             streams: RefCell::new(read::Streams::default()),
+            next_compaction: Cell::new(Duration::ZERO),
             obsolete: RefCell::default(),
             uploader_done: Notify::new(),
         }
