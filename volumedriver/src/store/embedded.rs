@@ -7,7 +7,7 @@ use bytes::Bytes;
 use volumedriver_core::fault::{Fault, Kind, Result};
 
 use super::service::Service;
-use crate::world::{ObjectInfo, ObjectStore, Put};
+use crate::world::{ObjectInfo, ObjectStore, Purpose, Put};
 
 /// Names asked for at once.
 const PAGE: usize = 1000;
@@ -61,9 +61,19 @@ impl ObjectStore for Embedded {
         self.call(list).await
     }
 
-    async fn put_if_absent(&self, namespace: &str, name: &str, body: Vec<Bytes>) -> Result<Put> {
+    async fn put_if_absent(
+        &self,
+        namespace: &str,
+        name: &str,
+        body: Vec<Bytes>,
+        purpose: Purpose,
+    ) -> Result<Put> {
         let (alba, namespace, name) = (self.alba.clone(), namespace.to_string(), name.to_string());
-        let put = async move { alba.put_if_absent(&namespace, &name, body).await };
+        let purpose = match purpose {
+            Purpose::Data => backend_alba::Purpose::Data,
+            Purpose::Metadata => backend_alba::Purpose::Metadata,
+        };
+        let put = async move { alba.put_if_absent(&namespace, &name, body, purpose).await };
         Ok(match self.call(put).await? {
             backend_alba::Put::Created => Put::Created,
             backend_alba::Put::Exists => Put::Exists,
