@@ -2,9 +2,12 @@
 //! hostile clients, a lost backend, SIGTERM under load. Each has its required outcome in SCENARIOS and in DESIGN's P2, P4, P5.
 
 use std::io::{ErrorKind, Read, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -455,36 +458,120 @@ impl Drop for SmallDisk {
     }
 }
 
+/// What MiB `n` of a written disk holds.
+fn mib(n: u64) -> Vec<u8> {
+    vec![n as u8 + 1; 1 << 20]
+}
+
+/// Writes these MiB one after the other, each on stable storage before the next; counts those that are.
+fn write_mibs(socket: &Path, disk: &'static str, range: Range<u64>) -> (Arc<AtomicU64>, Writer) {
+    let done = Arc::new(AtomicU64::new(range.start));
+    let (count, socket) = (done.clone(), socket.to_owned());
+    let writer = thread::spawn(move || {
+        let mut c = Connection::open(&socket, disk)?;
+        for n in range {
+            let cookie = c.send((nbd::CMD_WRITE, nbd::FLAG_FUA), n << 20, 1 << 20, &mib(n))?;
+            let reply = c.receive()?;
+            if (reply.cookie, reply.error) != (cookie, 0) {
+                return Err(std::io::Error::other(format!("error {} at MiB {n}", reply.error)));
+            }
+            count.store(n + 1, Ordering::Relaxed);
+        }
+        Ok(())
+    });
+    (done, writer)
+}
+
+type Writer = thread::JoinHandle<std::io::Result<()>>;
+
+/// Waits until nothing has moved for a while; how far it came.
+fn held_back(done: &AtomicU64) -> u64 {
+    let began = Instant::now();
+    let (mut before, mut since) = (done.load(Ordering::Relaxed), Instant::now());
+    while since.elapsed() < Duration::from_secs(4) {
+        assert!(began.elapsed() < Duration::from_secs(120), "never held back");
+        thread::sleep(Duration::from_millis(50));
+        let now = done.load(Ordering::Relaxed);
+        if now != before {
+            (before, since) = (now, Instant::now());
+        }
+    }
+    before
+}
+
+fn check_mibs(socket: &Path, disk: &str, range: Range<u64>) {
+    let mut c = Connection::open(socket, disk).unwrap();
+    for n in range {
+        assert!(c.read(n << 20, 1 << 20).unwrap() == mib(n), "MiB {n} of {disk}");
+    }
+}
+
 #[test]
 fn a_full_backend_holds_writes_back_until_there_is_room() {
+    const MIBS: u64 = 200;
     let folder = scratch();
-    let small = SmallDisk::new(folder.path(), 160);
+    let small = SmallDisk::new(folder.path(), 384);
     let url = format!("backend = \"embedded:{}/objects\"", small.mount.display());
     let mut daemon = Daemon::start(&SMALL.replace("[vpool]", &format!("[vpool]\n{url}")));
     daemon.create("disk", "1GiB");
     let ballast = small.mount.join("ballast");
-    Tool::new("fallocate").args(&["-l", "60M"]).arg(&ballast).run();
-    let socket = daemon.socket();
-    let writer = thread::spawn(move || {
-        let mut c = Connection::open(&socket, "disk").unwrap();
-        // More than backend and buffer hold together while the ballast is there.
-        (0..176u64).try_for_each(|n| c.write(n << 20, &vec![n as u8 + 1; 1 << 20]))
-    });
-    thread::sleep(Duration::from_secs(6));
-    let mut c = Connection::open(&daemon.socket(), "disk").unwrap();
-    assert_eq!(c.read(0, 4096).unwrap(), [1; 4096], "reads go on");
+    Tool::new("fallocate").args(&["-l", "260M"]).arg(&ballast).run();
+    // Half of it fits nowhere while the ballast is there: not the rest of the disk, not the disk's share of the buffer.
+    let (done, writer) = write_mibs(&daemon.socket(), "disk", 0..MIBS);
+    let came = held_back(&done);
+    assert!((64..MIBS - 20).contains(&came), "{came} MiB were taken");
+    check_mibs(&daemon.socket(), "disk", 0..came);
+    // Somebody else takes the last block, reserve and all.
+    let last = small.mount.join("last");
+    Tool::new("bash").args(&["-c", "cat /dev/zero > \"$0\" || true"]).arg(&last).run();
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(done.load(Ordering::Relaxed), came);
     assert!(daemon.ended().is_none(), "the daemon ended\n{}", daemon.log_tail());
+    check_mibs(&daemon.socket(), "disk", 0..came);
+    std::fs::remove_file(&last).unwrap();
     std::fs::remove_file(&ballast).unwrap();
     writer.join().unwrap().expect("a write failed because of load");
-    c.flush().unwrap();
-    for n in 0..176u64 {
-        assert_eq!(c.read(n << 20, 4096).unwrap(), [n as u8 + 1; 4096], "MiB {n}");
-    }
-    drop(c);
+    daemon.flush_to_backend("disk");
     daemon.kill9();
+    daemon.argument("--discard-local");
     daemon.restart();
-    let mut c = Connection::open(&daemon.socket(), "disk").unwrap();
-    assert_eq!(c.read(175 << 20, 4096).unwrap(), [176; 4096]);
+    check_mibs(&daemon.socket(), "disk", 0..MIBS);
+}
+
+#[test]
+fn a_full_backend_opens_its_disks_again_and_gets_room_by_deleting_one() {
+    const OLD_MIBS: u64 = 60;
+    const MIBS: u64 = 80;
+    let limits = "[vpool]\nbackend_capacity_bytes = \"96MiB\"\nbuffer_share_percent = 25\n";
+    let mut daemon = Daemon::start(&SMALL.replace("[vpool]", limits));
+    daemon.create("old", "64MiB");
+    daemon.create("disk", "128MiB");
+    write_mibs(&daemon.socket(), "old", 0..OLD_MIBS).1.join().unwrap().unwrap();
+    daemon.flush_to_backend("old");
+    let (done, writer) = write_mibs(&daemon.socket(), "disk", 0..MIBS);
+    let came = held_back(&done);
+    assert!(came < MIBS, "everything fitted");
+    daemon.kill9();
+    writer.join().unwrap().expect_err("it was killed under the writer");
+    // Full of data, it still takes the manifests with which its disks are opened.
+    for _ in 0..3 {
+        daemon.restart();
+        check_mibs(&daemon.socket(), "disk", 0..came);
+        check_mibs(&daemon.socket(), "old", 0..OLD_MIBS);
+        daemon.kill9();
+    }
+    daemon.restart();
+    // Read from the backend, its objects are held open: their room comes back all the same.
+    check_mibs(&daemon.socket(), "old", 0..OLD_MIBS);
+    let (done, writer) = write_mibs(&daemon.socket(), "disk", came..MIBS);
+    assert!(held_back(&done) < MIBS, "everything fitted");
+    daemon.command(&["vdisk", "delete", "old"]).run();
+    writer.join().unwrap().expect("a write failed because of load");
+    daemon.flush_to_backend("disk");
+    daemon.kill9();
+    daemon.argument("--discard-local");
+    daemon.restart();
+    check_mibs(&daemon.socket(), "disk", 0..MIBS);
 }
 
 #[test]

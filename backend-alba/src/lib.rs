@@ -15,3 +15,4 @@ mod trailer;
 pub use alba::{Alba, Config, Status, Upload};
 pub use fault::{Fault, Kind, Result};
 pub use nsm::{Condition, Page, Put};
+pub use osd::Purpose;

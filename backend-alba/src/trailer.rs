@@ -54,6 +54,14 @@ pub fn blocks_of(len: u64) -> u64 {
     len.div_ceil(BLOCK_BYTES)
 }
 
+/// Length of the file of an object of `len` bytes whose namespace and name have `names` bytes together.
+#[must_use]
+pub fn file_bytes(len: u64, names: usize) -> u64 {
+    let own = blocks_of(len).saturating_mul(4).saturating_add((names + FIXED_BYTES) as u64);
+    let end = len.saturating_add(own);
+    end.checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX)
+}
+
 impl Trailer {
     /// The zeroes after the object's bytes and the trailer itself: all that follows the object in its file.
     #[must_use]

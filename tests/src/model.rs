@@ -161,11 +161,12 @@ impl Model {
         Asked { op, pieces }
     }
 
-    /// The atomic pieces: writes are cut every [`MAX_OP_BYTES`] from the first cluster on; zeroing is one piece but for
-    /// partial clusters at its edges.
+    /// The atomic pieces: writes longer than [`MAX_OP_BYTES`] are cut every so many bytes from the first cluster on; zeroing
+    /// is one piece but for partial clusters at its edges.
     fn cut(&self, span: Span, fill: Fill) -> Vec<Span> {
         let start = span.first / self.cluster * self.cluster;
         let cuts: Vec<usize> = match fill {
+            Fill::Data if span.count * SECTOR <= MAX_OP_BYTES as usize => Vec::new(),
             Fill::Data => {
                 (start..span.end()).step_by(MAX_OP_BYTES as usize / SECTOR).skip(1).collect()
             }

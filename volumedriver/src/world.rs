@@ -119,6 +119,15 @@ pub enum Put {
     Exists,
 }
 
+/// What an object is for: decides who may have a store's last room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// What a guest wrote, and what can wait as long.
+    Data,
+    /// Small, and nothing could be opened, published or freed without it: a store full of data still takes some.
+    Metadata,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectInfo {
     pub len: u64,
@@ -141,6 +150,7 @@ pub trait ObjectStore: Clone + 'static {
         namespace: &str,
         name: &str,
         body: Vec<Bytes>,
+        purpose: Purpose,
     ) -> impl Future<Output = Result<Put>>;
     /// Exactly `len` bytes from `offset`; `None` when there is no such object; `Invalid` past its end.
     fn get_range(

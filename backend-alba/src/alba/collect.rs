@@ -1,16 +1,17 @@
 //! Background work: drops the objects of deleted namespaces, finishes interrupted removals, and collects orphans, files
 //! that a crash left without a manifest.
 //!
-//! An orphan is a file that was there before the look, that no unfinished put claims, and that no manifest names, asked in
-//! this order: a put releases its claim only after its manifest is there.
+//! An orphan is a file that no unfinished put claims and that no manifest names, asked in this order: a put claims its file
+//! before it makes it, and releases the claim only after its manifest is there. They are looked for once, some time after
+//! the start, or as soon as a put does not fit: a killed server must not keep its own disk full.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::Inner;
-use crate::fault::{Fault, Result};
+use crate::fault::Result;
 use crate::name::ObjectId;
 
 /// Removals done in one step.
@@ -21,7 +22,8 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// Starts the work; it ends with the backend.
 pub(super) fn start(inner: &Arc<Inner>) {
     tokio::spawn(removals(Arc::downgrade(inner), inner.wakes.clone()));
-    tokio::spawn(orphans(Arc::downgrade(inner), inner.config.orphan_grace));
+    let grace = inner.config.orphan_grace;
+    tokio::spawn(orphans(Arc::downgrade(inner), inner.shortage.clone(), grace));
 }
 
 async fn removals(backend: Weak<Inner>, wakes: Arc<Notify>) {
@@ -37,10 +39,11 @@ async fn removals(backend: Weak<Inner>, wakes: Arc<Notify>) {
     }
 }
 
-async fn orphans(backend: Weak<Inner>, grace: Duration) {
-    tokio::time::sleep(grace).await;
+async fn orphans(backend: Weak<Inner>, shortage: Arc<Notify>, grace: Duration) {
+    // Either is a reason to begin.
+    let _ = tokio::time::timeout(grace, shortage.notified()).await;
     for shard in 0..=u8::MAX {
-        let collected = step(&backend, move |inner| inner.collect_orphans(shard, grace)).await;
+        let collected = step(&backend, move |inner| inner.collect_orphans(shard)).await;
         match collected {
             Some(Ok(())) => {}
             Some(Err(fault)) => {
@@ -76,12 +79,9 @@ impl Inner {
         }
     }
 
-    fn collect_orphans(&self, shard: u8, grace: Duration) -> Result<()> {
-        let before = SystemTime::now()
-            .checked_sub(grace)
-            .ok_or_else(|| Fault::bug("a grace before time"))?;
+    fn collect_orphans(&self, shard: u8) -> Result<()> {
         for osd in &self.osds {
-            for id in osd.files_of_shard(shard, before)? {
+            for id in osd.files_of_shard(shard)? {
                 if self.unfinished().contains(&id) || self.nsm.is_live(id)? {
                     continue;
                 }

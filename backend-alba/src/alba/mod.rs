@@ -26,7 +26,7 @@ use crate::fault::{Fault, Result};
 use crate::manifest::Manifest;
 use crate::name::{self, AlbaId, ObjectId, OsdId};
 use crate::nsm::{Change, Condition, Nsm, Page};
-use crate::osd::{Osd, Reserve};
+use crate::osd::{Limits, Osd, Space};
 use blocking::Blocking;
 use data_dir::DataDir;
 use get::OpenObjects;
@@ -59,10 +59,14 @@ pub struct Config {
     pub blocking_count: usize,
     /// Objects kept open for reading. Default 256.
     pub open_count: usize,
-    /// Part of each OSD's file system that puts leave free, percent; default 1, and at most `reserve_bytes`, default 1 GiB.
+    /// Most bytes of objects' files on each OSD; default: what its file system has.
+    pub osd_capacity_bytes: Option<u64>,
+    /// Part of each OSD that puts of data leave free for metadata, percent; default 1. At least 32 MiB (on a small one an
+    /// eighth of it) and at most `reserve_bytes`, default 1 GiB.
     pub reserve_percent: u64,
     pub reserve_bytes: u64,
-    /// Files without a manifest are removed when they are this old. Default 10 minutes.
+    /// So long after the start, files that a crash left without a manifest are removed; at once when room is short. Default
+    /// 10 minutes.
     pub orphan_grace: Duration,
 }
 
@@ -77,6 +81,7 @@ impl Config {
             get_count: 64,
             blocking_count: 16,
             open_count: 256,
+            osd_capacity_bytes: None,
             reserve_percent: 1,
             reserve_bytes: 1 << 30,
             orphan_grace: Duration::from_secs(600),
@@ -94,6 +99,8 @@ struct Inner {
     config: Config,
     id: AlbaId,
     nsm: Nsm,
+    /// Of the file system the NSM is on.
+    nsm_space: Arc<Space>,
     osds: Vec<Osd>,
     open_objects: OpenObjects,
     /// Objects whose bytes are written but whose manifest is not put yet: no orphans.
@@ -101,6 +108,8 @@ struct Inner {
     blocking: Blocking,
     /// Wakes the removal of deleted objects.
     wakes: Arc<Notify>,
+    /// Rung when a put did not fit.
+    shortage: Arc<Notify>,
     // Near the end, so that the lock outlives the database.
     _data_dir: DataDir,
     // Last: its receivers know when all of the above is gone.
@@ -224,8 +233,13 @@ impl Inner {
             [] => vec![config.data_dir.join("osd")],
             given => given.to_vec(),
         };
-        let reserve = Reserve { percent: config.reserve_percent, most_bytes: config.reserve_bytes };
-        let open = |path: &PathBuf| Osd::open(path, data_dir.id, reserve);
+        let (reserve_percent, reserve_bytes) = (config.reserve_percent, config.reserve_bytes);
+        let limits =
+            Limits { reserve_percent, reserve_bytes, capacity_bytes: config.osd_capacity_bytes };
+        let nsm_limits = Limits { capacity_bytes: None, ..limits };
+        let nsm_space = Space::open(&config.data_dir, nsm_limits)
+            .map_err(|e| Fault::io("no statistics of the data directory", e))?;
+        let open = |path: &PathBuf| Osd::open(path, data_dir.id, limits);
         let osds = paths.iter().map(open).collect::<Result<Vec<Osd>>>()?;
         for osd in &osds {
             nsm.note_osd(osd.id, osd.path())?;
@@ -235,10 +249,12 @@ impl Inner {
             id: data_dir.id,
             config,
             nsm,
+            nsm_space,
             osds,
             unfinished: Mutex::default(),
             blocking,
             wakes: Arc::default(),
+            shortage: Arc::default(),
             _data_dir: data_dir,
             alive: watch::channel(()).0,
         })
@@ -302,6 +318,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.wakes.notify_one();
+        self.shortage.notify_one();
     }
 }
 

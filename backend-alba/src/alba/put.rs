@@ -1,4 +1,7 @@
 //! Putting an object: its bytes durable in an OSD first, then its manifest if the name is free.
+//!
+//! A put that failed has given its room back when it answers. Only when nobody knows whether its manifest was put do its
+//! bytes stay until the next start; and no bytes are stored while the NSM takes no changes, so that does not add up.
 
 use std::sync::Arc;
 
@@ -6,11 +9,12 @@ use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 
-use super::{Alba, Inner, check_names};
+use super::{Alba, Inner, MAX_VALUE_BYTES, check_names};
 use crate::fault::{Fault, Kind, Result};
 use crate::manifest::Manifest;
+use crate::name::ObjectId;
 use crate::nsm::Put;
-use crate::osd::{ObjectWriter, Osd};
+use crate::osd::{ObjectWriter, Osd, Purpose, Title};
 
 /// Bytes gathered before they are written. An upload holds at most twice this and one more piece.
 const BATCH_BYTES: usize = 4 << 20;
@@ -23,17 +27,19 @@ impl Alba {
         namespace: &str,
         name: &str,
         body: Vec<Bytes>,
+        purpose: Purpose,
     ) -> Result<Put> {
         let (namespace, name) = check_names(namespace, name)?;
         let len = body.iter().map(|piece| piece.len() as u64).sum();
-        self.check_len(len)?;
+        let purpose = self.check_put(len, purpose)?;
         let permit = self.inner.blocking.may_put().await?;
         self.run(move |inner| {
             let _permit = permit;
             if inner.is_taken(&namespace, &name)? {
                 return Ok(Put::Exists);
             }
-            let mut draft = inner.draft(&namespace, &name, len)?;
+            let mut draft =
+                inner.draft(Title { namespace: &namespace, name: &name, len, purpose })?;
             draft.writer.append(&body)?;
             inner.publish(&namespace, &name, draft, len, None)
         })
@@ -45,11 +51,11 @@ impl Alba {
         &self,
         namespace: &str,
         name: &str,
-        len: u64,
+        (len, purpose): (u64, Purpose),
         crc: Option<u32>,
     ) -> Result<Upload> {
         let (namespace, name) = check_names(namespace, name)?;
-        self.check_len(len)?;
+        let purpose = self.check_put(len, purpose)?;
         let permit = self.inner.blocking.may_put().await?;
         let target = (namespace.clone(), name.clone());
         let draft = self
@@ -58,7 +64,7 @@ impl Alba {
                 if inner.is_taken(&namespace, &name)? {
                     return Ok(None);
                 }
-                inner.draft(&namespace, &name, len).map(Some)
+                inner.draft(Title { namespace: &namespace, name: &name, len, purpose }).map(Some)
             })
             .await?;
         let state = draft.map_or(State::Exists, |draft| State::Idle(Box::new(draft)));
@@ -76,14 +82,15 @@ impl Alba {
         })
     }
 
-    fn check_len(&self, len: u64) -> Result<()> {
+    /// The purpose that counts: what is large is data, whatever it is said to be.
+    fn check_put(&self, len: u64, purpose: Purpose) -> Result<Purpose> {
         let most = self.inner.config.max_object_bytes;
         if len > most {
             return Err(Fault::invalid(format!(
                 "an object of {len} bytes, at most {most} are legal"
             )));
         }
-        Ok(())
+        Ok(if len > MAX_VALUE_BYTES as u64 { Purpose::Data } else { purpose })
     }
 }
 
@@ -174,13 +181,32 @@ impl Upload {
 pub(super) struct Draft {
     writer: ObjectWriter,
     osd: crate::name::OsdId,
-    inner: Arc<Inner>,
+    // Given up after the file is removed, or has a manifest.
+    claim: Claim,
 }
 
-impl Drop for Draft {
+/// Keeps the collector away from a file.
+struct Claim {
+    id: ObjectId,
+    inner: Arc<Inner>,
+    /// Until the next start.
+    forever: bool,
+}
+
+impl Claim {
+    /// To be taken before the file exists.
+    fn new(inner: &Arc<Inner>) -> Self {
+        let id = ObjectId::random();
+        inner.unfinished().insert(id);
+        Self { id, inner: inner.clone(), forever: false }
+    }
+}
+
+impl Drop for Claim {
     fn drop(&mut self) {
-        // The file is removed right after this, or has a manifest, or is left to the collector on purpose.
-        self.inner.unfinished().remove(&self.writer.id());
+        if !self.forever {
+            self.inner.unfinished().remove(&self.id);
+        }
     }
 }
 
@@ -188,14 +214,15 @@ impl Drop for Draft {
 /// they stay: the collector knows after the next start.
 pub(super) fn settle(drafts: Vec<Draft>, put: bool, fault: Option<&Fault>) {
     let unknown = fault.is_some_and(|fault| fault.kind == Kind::Unavailable);
-    drafts.into_iter().for_each(|draft| draft.settle(put || unknown));
+    drafts.into_iter().for_each(|draft| draft.settle(put, unknown));
 }
 
 impl Draft {
-    fn settle(mut self, stays: bool) {
-        if stays {
+    fn settle(mut self, put: bool, unknown: bool) {
+        if put || unknown {
             self.writer.keep();
         }
+        self.claim.forever = unknown;
     }
 
     fn finish(mut self, len: u64) -> Result<(Manifest, Self)> {
@@ -216,11 +243,31 @@ impl Inner {
         Ok(false)
     }
 
-    fn draft(self: &Arc<Self>, namespace: &str, name: &str, len: u64) -> Result<Draft> {
+    fn draft(self: &Arc<Self>, title: Title<'_>) -> Result<Draft> {
+        self.check_nsm(title.purpose)?;
         let osd = self.emptiest()?;
-        let writer = osd.create(namespace, name, len)?;
-        self.unfinished().insert(writer.id());
-        Ok(Draft { writer, osd: osd.id, inner: self.clone() })
+        let claim = Claim::new(self);
+        let created = osd.create(claim.id, title);
+        let writer = created.inspect_err(|fault| {
+            if fault.kind == Kind::NoSpace {
+                self.shortage.notify_one();
+            }
+        })?;
+        Ok(Draft { writer, osd: osd.id, claim })
+    }
+
+    /// Whether the NSM will take the manifest: it works, and its file system has room beside the objects.
+    fn check_nsm(&self, purpose: Purpose) -> Result<()> {
+        self.nsm.check_takes_changes()?;
+        if self.nsm_space.room()?.free_for(purpose) == 0 {
+            let dir = self.config.data_dir.display();
+            self.shortage.notify_one();
+            return Err(Fault::new(
+                Kind::NoSpace,
+                format!("metadata {dir}: no room but the reserve"),
+            ));
+        }
+        Ok(())
     }
 
     /// The OSD with most free space; one that keeps failing only when all do.
@@ -259,7 +306,7 @@ impl Inner {
         value: Bytes,
     ) -> Result<(Manifest, Draft)> {
         let len = value.len() as u64;
-        let mut draft = self.draft(namespace, name, len)?;
+        let mut draft = self.draft(Title { namespace, name, len, purpose: Purpose::Metadata })?;
         draft.writer.append(&[value])?;
         draft.finish(len)
     }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::fault::Kind;
+use crate::nsm::Put;
+use crate::osd::{Purpose, Title};
 
 fn noise(len: usize, seed: u64) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -53,7 +55,7 @@ async fn eventually(mut holds: impl FnMut() -> bool) {
 async fn with_one_object(dir: &Path, body: &Bytes) -> (Alba, PathBuf) {
     let alba = open(dir).await;
     alba.create_namespace("ns").await.unwrap();
-    alba.put_if_absent("ns", "sco", vec![body.clone()]).await.unwrap();
+    alba.put_if_absent("ns", "sco", vec![body.clone()], Purpose::Data).await.unwrap();
     let file = files(dir).pop().unwrap();
     (alba, file)
 }
@@ -121,7 +123,7 @@ async fn a_truncated_or_missing_file_is_damage() {
 async fn files_go_with_their_objects_and_orphans_are_collected() {
     let dir = tempfile::tempdir().unwrap();
     let (alba, file) = with_one_object(dir.path(), &noise(100, 4)).await;
-    let mut upload = alba.begin_put("ns", "half", 100, None).await.unwrap();
+    let mut upload = alba.begin_put("ns", "half", (100, Purpose::Data), None).await.unwrap();
     upload.push(noise(60, 5)).await.unwrap();
     assert_eq!(files(dir.path()).len(), 2);
     drop(upload);
@@ -148,7 +150,7 @@ async fn a_deleted_namespace_gives_its_space_back_even_after_a_crash() {
     let alba = open(dir.path()).await;
     alba.create_namespace("ns").await.unwrap();
     for n in 0..20 {
-        alba.put_if_absent("ns", &format!("{n}"), vec![noise(10, n)]).await.unwrap();
+        alba.put_if_absent("ns", &format!("{n}"), vec![noise(10, n)], Purpose::Data).await.unwrap();
     }
     // As a crash right after the deletion leaves it: nothing is dropped yet.
     alba.inner.nsm.delete_namespace("ns").unwrap();
@@ -168,7 +170,7 @@ async fn what_arrives_must_be_what_was_announced() {
     let body = noise(9 << 20, 6);
     let crc = crc32fast::hash(&body);
     for (len, crc) in [(9 << 20, crc ^ 1), (8 << 20, crc), (10 << 20, crc)] {
-        let mut upload = alba.begin_put("ns", "x", len, Some(crc)).await.unwrap();
+        let mut upload = alba.begin_put("ns", "x", (len, Purpose::Data), Some(crc)).await.unwrap();
         let mut outcome = Ok(());
         for at in 0..9 {
             outcome = outcome.and(upload.push(body.slice(at << 20..(at + 1) << 20)).await);
@@ -179,14 +181,14 @@ async fn what_arrives_must_be_what_was_announced() {
         };
         assert_eq!(refused.unwrap_err().kind, Kind::Invalid);
     }
-    let too_long = alba.begin_put("ns", "x", u64::MAX, None).await.err().unwrap();
+    let too_long = alba.begin_put("ns", "x", (u64::MAX, Purpose::Data), None).await.err().unwrap();
     assert_eq!(too_long.kind, Kind::Invalid);
     eventually(|| files(dir.path()).is_empty()).await;
-    let mut upload = alba.begin_put("ns", "x", 9 << 20, Some(crc)).await.unwrap();
+    let mut upload = alba.begin_put("ns", "x", (9 << 20, Purpose::Data), Some(crc)).await.unwrap();
     for at in 0..9 {
         upload.push(body.slice(at << 20..(at + 1) << 20)).await.unwrap();
     }
-    assert_eq!(upload.finish().await.unwrap(), crate::nsm::Put::Created);
+    assert_eq!(upload.finish().await.unwrap(), Put::Created);
     assert_eq!(alba.get_range("ns", "x", 0, 9 << 20).await.unwrap().unwrap(), body);
 }
 
@@ -218,71 +220,113 @@ async fn sequences_change_all_or_nothing() {
     assert_eq!(twice.unwrap_err().kind, Kind::Invalid);
 }
 
-/// A file system of 16 MiB in memory; `None` where this process may not mount.
+#[tokio::test]
+async fn a_full_osd_refuses_data_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { osd_capacity_bytes: Some(16 << 20), ..Config::new(dir.path()) };
+    let alba = Alba::open(config).await.unwrap();
+    alba.create_namespace("ns").await.unwrap();
+    let body = noise(3 << 20, 7);
+    let put = async |name: &str, purpose| {
+        alba.put_if_absent("ns", name, vec![body.clone()], purpose).await
+    };
+    for name in ["0", "1", "2", "3"] {
+        assert_eq!(put(name, Purpose::Data).await.unwrap(), Put::Created);
+    }
+    let used = alba.status().await.unwrap().used_bytes();
+    for _ in 0..20 {
+        assert_eq!(put("4", Purpose::Data).await.unwrap_err().kind, Kind::NoSpace);
+        // What is large is data, whatever it is said to be.
+        assert_eq!(put("4", Purpose::Metadata).await.unwrap_err().kind, Kind::NoSpace);
+    }
+    // What was refused holds nothing.
+    assert_eq!((files(dir.path()).len(), alba.status().await.unwrap().used_bytes()), (4, used));
+    for name in ["0", "1", "2", "3"] {
+        assert_eq!(alba.get_range("ns", name, 0, 3 << 20).await.unwrap().unwrap(), body);
+    }
+    let small = vec![body.slice(..1 << 20)];
+    for name in ["a", "b"] {
+        let put = alba.put_if_absent("ns", name, small.clone(), Purpose::Metadata).await;
+        assert_eq!(put.unwrap(), Put::Created);
+    }
+    let put_more = alba.put_if_absent("ns", "c", small, Purpose::Metadata).await;
+    assert_eq!(put_more.unwrap_err().kind, Kind::NoSpace, "half of the reserve is the NSM's");
+    assert!(alba.delete("ns", "0").await.unwrap());
+    assert_eq!(put("4", Purpose::Data).await.unwrap_err().kind, Kind::NoSpace);
+    assert!(alba.delete("ns", "a").await.unwrap());
+    assert_eq!(put("4", Purpose::Data).await.unwrap(), Put::Created);
+}
+
+#[tokio::test]
+async fn what_a_crash_left_is_collected_as_soon_as_room_is_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alba, file) = with_one_object(dir.path(), &noise(100, 4)).await;
+    alba.close().await;
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let orphan = file.with_file_name(format!("{}{}", &name[..2], "0".repeat(30)));
+    fs::write(&orphan, noise(12 << 20, 1)).unwrap();
+    let orphan_grace = Duration::from_secs(3600);
+    let osd_capacity_bytes = Some(16 << 20);
+    let config = Config { orphan_grace, osd_capacity_bytes, ..Config::new(dir.path()) };
+    let alba = Alba::open(config).await.unwrap();
+    let body = noise(6 << 20, 2);
+    let mut outcome = None;
+    for _ in 0..500 {
+        let put = alba.put_if_absent("ns", "x", vec![body.clone()], Purpose::Data).await;
+        if let Ok(put) = put {
+            outcome = Some(put);
+            break;
+        }
+        assert_eq!(put.unwrap_err().kind, Kind::NoSpace);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(outcome, Some(Put::Created));
+    assert!(!orphan.exists() && file.exists());
+}
+
+/// A file system in memory.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    fn mount() -> Option<Self> {
+    fn mount(mib: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let args = ["-t", "tmpfs", "-o", "size=16m", "tmpfs"];
+        let size = format!("size={mib}m");
+        let args = ["-t", "tmpfs", "-o", &size, "tmpfs"];
         let mounted = std::process::Command::new("mount").args(args).arg(dir.path()).output();
-        mounted.is_ok_and(|output| output.status.success()).then_some(Self(dir))
+        let mounted = mounted.expect("the command mount");
+        let why = String::from_utf8_lossy(&mounted.stderr);
+        assert!(mounted.status.success(), "this test mounts a small tmpfs, as root: {why}");
+        Self(dir)
+    }
+
+    /// Takes all room there is; gone with the file it returns.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.path().join("ballast");
+        let mut file = fs::File::create(&path).unwrap();
+        while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+        path
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg(self.0.path()).status();
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
-}
-
-#[tokio::test]
-async fn a_full_disk_refuses_puts_and_nothing_else() {
-    let Some(disk) = SmallDisk::mount() else {
-        eprintln!("skipped: mounting a tmpfs is not allowed here");
-        return;
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let osds = vec![disk.0.path().to_path_buf()];
-    let alba = Alba::open(Config { osds, ..Config::new(dir.path()) }).await.unwrap();
-    alba.create_namespace("ns").await.unwrap();
-    let body = noise(3 << 20, 7);
-    let mut names = Vec::new();
-    let fault = loop {
-        let name = format!("{}", names.len());
-        match alba.put_if_absent("ns", &name, vec![body.clone()]).await {
-            Ok(_) => names.push(name),
-            Err(fault) => break fault,
-        }
-        assert!(names.len() < 10);
-    };
-    assert_eq!(fault.kind, Kind::NoSpace, "{fault}");
-    assert!(names.len() >= 4);
-    for name in &names {
-        assert_eq!(alba.get_range("ns", name, 0, 3 << 20).await.unwrap().unwrap(), body);
-    }
-    assert_eq!(alba.list("ns", "", "", 0).await.unwrap().names, names);
-    assert!(alba.delete("ns", "0").await.unwrap());
-    assert_eq!(
-        alba.put_if_absent("ns", "new", vec![body]).await.unwrap(),
-        crate::nsm::Put::Created
-    );
 }
 
 #[tokio::test]
 async fn writes_that_run_out_of_space_leave_nothing() {
-    let Some(disk) = SmallDisk::mount() else {
-        eprintln!("skipped: mounting a tmpfs is not allowed here");
-        return;
-    };
-    let osd =
-        Osd::open(disk.0.path(), AlbaId::random(), Reserve { percent: 0, most_bytes: 0 }).unwrap();
+    let disk = SmallDisk::mount(16);
+    let limits = Limits { reserve_percent: 0, reserve_bytes: 0, capacity_bytes: None };
+    let osd = Osd::open(disk.0.path(), AlbaId::random(), limits).unwrap();
     let free = osd.room().unwrap().free_bytes;
     // Whole pages, so that the trailer needs one more. Announced to fit, but someone else takes the room first.
     let half = free / 2 / 4096 * 4096;
-    let mut writer = osd.create("ns", "x", half).unwrap();
-    fs::write(disk.0.path().join("other"), vec![1; free as usize]).unwrap_err();
-    let late = osd.create("ns", "y", 1 << 20).map(drop);
+    let title = Title { namespace: "ns", name: "x", len: half, purpose: Purpose::Data };
+    let mut writer = osd.create(ObjectId::random(), title).unwrap();
+    disk.fill();
+    let late = Title { len: 1 << 20, ..title };
+    let late = osd.create(ObjectId::random(), late).map(drop);
     assert_eq!(late.unwrap_err().kind, Kind::NoSpace);
     let body = noise(half as usize, 8);
     let outcome = writer.append(&[body]).and_then(|()| writer.finish());
@@ -290,6 +334,50 @@ async fn writes_that_run_out_of_space_leave_nothing() {
     drop(writer);
     let shards = fs::read_dir(disk.0.path().join("objects")).unwrap().flatten();
     assert_eq!(shards.map(|shard| fs::read_dir(shard.path()).unwrap().count()).sum::<usize>(), 0);
+}
+
+#[tokio::test]
+async fn a_full_disk_under_the_metadata_stops_changes_until_there_is_room_and_leaks_nothing() {
+    let disk = SmallDisk::mount(96);
+    let objects = tempfile::tempdir().unwrap();
+    let osds = vec![objects.path().to_path_buf()];
+    let config = Config { osds, ..Config::new(disk.0.path()) };
+    let alba = Alba::open(config.clone()).await.unwrap();
+    alba.create_namespace("ns").await.unwrap();
+    let body = vec![noise(200_000, 3)];
+    alba.put_if_absent("ns", "before", body.clone(), Purpose::Data).await.unwrap();
+    let ballast = disk.fill();
+    // The last room of the log is used up too: its changes fail from here on.
+    let failed =
+        (0..1_000_000).find_map(|n| alba.inner.nsm.create_namespace(&format!("{n}")).err());
+    assert_eq!(failed.unwrap().kind, Kind::Unavailable);
+    let count = || {
+        let shards = fs::read_dir(objects.path().join("objects")).unwrap().flatten();
+        shards.map(|shard| fs::read_dir(shard.path()).unwrap().count()).sum::<usize>()
+    };
+    let before = count();
+    for purpose in [Purpose::Data, Purpose::Metadata] {
+        for _ in 0..5 {
+            let put = alba.put_if_absent("ns", "x", body.clone(), purpose).await.unwrap_err();
+            assert!(matches!(put.kind, Kind::NoSpace | Kind::Unavailable), "{put}");
+        }
+    }
+    assert_eq!(count(), before, "failed puts left files");
+    assert_eq!(alba.get_range("ns", "before", 0, 200_000).await.unwrap().unwrap(), body[0]);
+    fs::remove_file(ballast).unwrap();
+    let mut put = alba.put_if_absent("ns", "x", body.clone(), Purpose::Data).await;
+    for _ in 0..300 {
+        if put.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        put = alba.put_if_absent("ns", "x", body.clone(), Purpose::Data).await;
+    }
+    assert_eq!(put.unwrap(), Put::Created);
+    assert!(alba.delete("ns", "before").await.unwrap());
+    alba.close().await;
+    let alba = Alba::open(config).await.unwrap();
+    assert_eq!(alba.get_range("ns", "x", 0, 200_000).await.unwrap().unwrap(), body[0]);
 }
 
 #[tokio::test]
@@ -302,7 +390,7 @@ async fn an_absent_osd_is_named() {
     };
     let alba = Alba::open(config(&[&one])).await.unwrap();
     alba.create_namespace("ns").await.unwrap();
-    alba.put_if_absent("ns", "x", vec![noise(10, 9)]).await.unwrap();
+    alba.put_if_absent("ns", "x", vec![noise(10, 9)], Purpose::Data).await.unwrap();
     alba.close().await;
     let alba = Alba::open(config(&[&two])).await.unwrap();
     let fault = alba.get_range("ns", "x", 0, 1).await.unwrap_err();

@@ -230,7 +230,7 @@ async fn put(
     let io = file_fault(path);
     let (len, crc32) = sum_of(path).map_err(&io)?;
     let file = File::open(path).map_err(&io)?;
-    let header = wire::PutHeader { namespace, name, len, crc32 };
+    let header = wire::PutHeader { namespace, name, len, crc32, metadata: false };
     let (parts, receiver) = tokio::sync::mpsc::channel(4);
     let sender = tokio::task::spawn_blocking(move || send(file, header, &parts));
     let answer = client.put(ReceiverStream::new(receiver)).await;

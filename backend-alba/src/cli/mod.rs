@@ -41,6 +41,9 @@ struct ServeOptions {
     /// A directory for objects; may be repeated. Without any, `osd` in the data directory.
     #[arg(long = "osd", value_name = "DIR")]
     osds: Vec<PathBuf>,
+    /// Most bytes of objects on each OSD; default: all of its file system but a small reserve.
+    #[arg(long, value_name = "BYTES")]
+    osd_capacity: Option<u64>,
     /// HOST:PORT or unix:PATH.
     #[arg(long, value_name = "ADDRESS")]
     listen: Address,

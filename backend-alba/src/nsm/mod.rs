@@ -9,6 +9,7 @@
 //! | `x` namespace id | the namespace is deleted, its objects are to be dropped |
 //! | `c` namespace id | number and bytes of its objects (merged) |
 //! | `s` OSD | path it was last seen at |
+//! | `t` | nothing: written to learn whether the NSM takes changes again |
 //!
 //! A change of one name holds a claim on it while it looks and writes, so changes of other names go on and share one sync
 //! of the write-ahead log. Namespaces come and go under the exclusive lock. All calls block.
@@ -16,6 +17,7 @@
 mod claims;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Buf;
@@ -73,6 +75,8 @@ pub struct Nsm {
     db: DB,
     shape: RwLock<()>,
     claims: Claims,
+    /// The last change failed, and none has succeeded since.
+    is_failing: AtomicBool,
 }
 
 impl Nsm {
@@ -86,7 +90,19 @@ impl Nsm {
         options.set_compression_type(rocksdb::DBCompressionType::Lz4);
         options.set_merge_operator_associative("alba.totals", merge_totals);
         let db = DB::open(&options, path).map_err(|e| store_fault("cannot open the NSM", e))?;
-        Ok(Self { db, shape: RwLock::new(()), claims: Claims::default() })
+        let is_failing = AtomicBool::new(false);
+        Ok(Self { db, shape: RwLock::new(()), claims: Claims::default(), is_failing })
+    }
+
+    /// Fails while changes fail, as they do on a full disk. To be asked before bytes are stored: a put whose change fails
+    /// must keep them, because nobody knows whether the change will be there after the next start.
+    pub fn check_takes_changes(&self) -> Result<()> {
+        if !self.is_failing.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut batch = WriteBatch::default();
+        batch.put(b"t", []);
+        self.write(batch)
     }
 
     /// `false` when the namespace was there before.
@@ -347,7 +363,13 @@ impl Nsm {
     fn write(&self, batch: WriteBatch) -> Result<()> {
         let mut options = WriteOptions::default();
         options.set_sync(true);
-        self.db.write_opt(batch, &options).map_err(|e| store_fault("cannot write the NSM", e))
+        let outcome = self.db.write_opt(batch, &options);
+        self.is_failing.store(outcome.is_err(), Ordering::Relaxed);
+        // Never "no space, nothing was changed": what failed half-way may be read from the log by the next start.
+        outcome.map_err(|e| Fault {
+            kind: Kind::Unavailable,
+            ..store_fault("cannot write the NSM", e)
+        })
     }
 
     // The locks guard nothing in memory, so a panic elsewhere leaves nothing half done.

@@ -8,21 +8,24 @@
 //! A file's name is never used twice, so a file is either complete and named by a manifest, or being written, or an orphan.
 
 mod read;
+mod room;
 mod write;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, OFlags};
 
 use crate::fault::{Fault, Kind, Result};
 use crate::name::{AlbaId, ObjectId, OsdId};
+use crate::trailer;
 
 pub use read::ObjectFile;
+pub use room::{Limits, Purpose, Room, Space};
 pub use write::ObjectWriter;
 
 const MARKER: &str = "OSD";
@@ -31,15 +34,6 @@ const OBJECTS: &str = "objects";
 /// From this many failed operations in a row the OSD is reported as failing.
 const FAILING_FROM: u32 = 3;
 
-/// Room on the file system of an OSD.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Room {
-    pub capacity_bytes: u64,
-    pub used_bytes: u64,
-    /// What puts may still take: the reserve is not in it.
-    pub free_bytes: u64,
-}
-
 /// A claimed directory. All its calls block.
 #[derive(Debug)]
 pub struct Osd {
@@ -47,27 +41,29 @@ pub struct Osd {
     root: PathBuf,
     /// The file system takes O_DIRECT.
     direct: bool,
-    reserve: Reserve,
+    space: Arc<Space>,
     failures: AtomicU32,
     /// Holds the lock.
     _marker: File,
 }
 
-/// What stays free on a file system for deletes and metadata.
+/// What a new object is to be.
 #[derive(Clone, Copy, Debug)]
-pub struct Reserve {
-    pub percent: u64,
-    pub most_bytes: u64,
+pub struct Title<'a> {
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub len: u64,
+    pub purpose: Purpose,
 }
 
 impl Osd {
     /// Claims an empty directory for this backend, or opens one that belongs to it.
-    pub fn open(root: &Path, alba: AlbaId, reserve: Reserve) -> Result<Self> {
+    pub fn open(root: &Path, alba: AlbaId, limits: Limits) -> Result<Self> {
         let about = |fault: Fault| fault.about(format!("OSD {}", root.display()));
-        Self::open_unnamed(root, alba, reserve).map_err(about)
+        Self::open_unnamed(root, alba, limits).map_err(about)
     }
 
-    fn open_unnamed(root: &Path, alba: AlbaId, reserve: Reserve) -> Result<Self> {
+    fn open_unnamed(root: &Path, alba: AlbaId, limits: Limits) -> Result<Self> {
         fs::create_dir_all(root).map_err(|e| Fault::io("cannot create the directory", e))?;
         let path = root.join(MARKER);
         let (marker, id) = match OpenOptions::new().read(true).write(true).open(&path) {
@@ -77,8 +73,10 @@ impl Osd {
         };
         make_shards(root)?;
         let direct = takes_direct(root).map_err(|e| Fault::io("it is not writable", e))?;
+        let space =
+            Space::open(root, limits).map_err(|e| Fault::io("its objects cannot be counted", e))?;
         let failures = AtomicU32::new(0);
-        Ok(Self { id, root: root.to_path_buf(), direct, reserve, failures, _marker: marker })
+        Ok(Self { id, root: root.to_path_buf(), direct, space, failures, _marker: marker })
     }
 
     #[must_use]
@@ -102,30 +100,18 @@ impl Osd {
     }
 
     pub fn room(&self) -> Result<Room> {
-        let stat = rustix::fs::statvfs(&self.root).map_err(|e| {
-            Fault::io(format!("OSD {}: no statistics", self.root.display()), e.into())
-        })?;
-        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        let capacity_bytes = bytes(stat.f_blocks);
-        let reserved = (capacity_bytes / 100 * self.reserve.percent).min(self.reserve.most_bytes);
-        Ok(Room {
-            capacity_bytes,
-            used_bytes: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
-            free_bytes: bytes(stat.f_bavail).saturating_sub(reserved),
-        })
+        self.space.room().map_err(|fault| fault.about(format!("OSD {}", self.root.display())))
     }
 
     /// A new object of `len` bytes, named `namespace` / `name`. `NoSpace` when it does not fit.
-    pub fn create(&self, namespace: &str, name: &str, len: u64) -> Result<ObjectWriter> {
-        let room = self.room()?;
-        if len > room.free_bytes {
-            let free = room.free_bytes;
-            let message = format!("OSD {}: {len} bytes asked, {free} free", self.root.display());
-            return Err(Fault::new(Kind::NoSpace, message));
-        }
-        let id = ObjectId::random();
-        let direct = self.direct && len >= write::DIRECT_FROM_BYTES;
-        self.note(ObjectWriter::create(self.path_of(id), id, namespace, name, len, direct))
+    pub fn create(&self, id: ObjectId, title: Title<'_>) -> Result<ObjectWriter> {
+        let file_bytes = trailer::file_bytes(title.len, title.namespace.len() + title.name.len());
+        let direct = self.direct && title.len >= write::DIRECT_FROM_BYTES;
+        let created = self
+            .space
+            .take(file_bytes, title.purpose)
+            .and_then(|taken| ObjectWriter::create(self.path_of(id), id, &title, taken, direct));
+        self.note(created)
     }
 
     /// Opens an object for verified reads. `None` when its file is missing.
@@ -149,29 +135,27 @@ impl Osd {
 
     /// Removes an object's file; succeeds also when there is none.
     pub fn remove(&self, id: ObjectId) -> Result<()> {
-        let outcome = match fs::remove_file(self.path_of(id)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(Fault::io(format!("cannot remove the file of object {id}"), e))
+        let path = self.path_of(id);
+        let len = if self.space.counts() { fs::metadata(&path).map_or(0, |m| m.len()) } else { 0 };
+        let outcome = match fs::remove_file(path) {
+            Ok(()) => {
+                self.space.gone(len);
+                Ok(())
             }
-            _ => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Fault::io(format!("cannot remove the file of object {id}"), e)),
         };
         self.note(outcome)
     }
 
-    /// Identities of the files of one shard that were last written before `before`.
-    pub fn files_of_shard(&self, shard: u8, before: SystemTime) -> Result<Vec<ObjectId>> {
+    /// Identities of the files of one shard.
+    pub fn files_of_shard(&self, shard: u8) -> Result<Vec<ObjectId>> {
         let folder = self.root.join(OBJECTS).join(format!("{shard:02x}"));
         let io = |e| Fault::io(format!("cannot list {}", folder.display()), e);
         let mut found = Vec::new();
         for entry in fs::read_dir(&folder).map_err(io)? {
-            let entry = entry.map_err(io)?;
-            let id = entry.file_name().to_str().and_then(ObjectId::parse);
-            let is_old = |m: fs::Metadata| m.modified().is_ok_and(|t| t < before);
-            if let Some(id) = id
-                && entry.metadata().is_ok_and(is_old)
-            {
-                found.push(id);
-            }
+            let name = entry.map_err(io)?.file_name();
+            found.extend(name.to_str().and_then(ObjectId::parse));
         }
         Ok(found)
     }

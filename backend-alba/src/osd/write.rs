@@ -11,7 +11,8 @@ use bytes::Bytes;
 use crc32fast::Hasher;
 use rustix::fs::FallocateFlags;
 
-use super::{direct_flag, sync_dir};
+use super::room::Taken;
+use super::{Title, direct_flag, sync_dir};
 use crate::fault::{Fault, Result};
 use crate::name::ObjectId;
 use crate::trailer::{ALIGN, BLOCK_BYTES, Trailer, blocks_of};
@@ -39,15 +40,16 @@ pub struct ObjectWriter {
     sink: Sink,
     allocated: u64,
     is_kept: bool,
+    // After the file itself is gone its room is given back.
+    taken: Taken,
 }
 
 impl ObjectWriter {
     pub(super) fn create(
         path: PathBuf,
         id: ObjectId,
-        namespace: &str,
-        name: &str,
-        len: u64,
+        title: &Title<'_>,
+        taken: Taken,
         direct: bool,
     ) -> Result<Self> {
         let mut options = OpenOptions::new();
@@ -59,16 +61,16 @@ impl ObjectWriter {
             options.open(&path).map_err(|e| Fault::io("cannot create an object's file", e))?;
         let trailer = Trailer {
             id,
-            len,
+            len: title.len,
             crc: 0,
             created_ms: now_ms(),
-            namespace: namespace.into(),
-            name: name.into(),
+            namespace: title.namespace.into(),
+            name: title.name.into(),
             block_crcs: Vec::new(),
         };
         let sink = Sink::new(if direct { ALIGN as usize } else { 1 });
-        let mut writer =
-            Self { trailer, path, file, sums: Sums::default(), sink, allocated: 0, is_kept: false };
+        let (sums, allocated, is_kept) = (Sums::default(), 0, false);
+        let mut writer = Self { trailer, path, file, sums, sink, allocated, is_kept, taken };
         writer.preallocate()?;
         Ok(writer)
     }
@@ -118,6 +120,7 @@ impl ObjectWriter {
     /// The file stays: a manifest names it (or may name it).
     pub fn keep(&mut self) {
         self.is_kept = true;
+        self.taken.keep();
     }
 
     fn preallocate(&mut self) -> Result<()> {
@@ -128,8 +131,13 @@ impl ObjectWriter {
         }
         let grown = ahead - self.allocated;
         match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.allocated, grown) {
-            // It is only faster: a file system that cannot do it is no reason to fail.
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {
+            Ok(()) => {
+                self.allocated = ahead;
+                self.taken.allocated(ahead);
+                Ok(())
+            }
+            // It is only faster: a file system that cannot do it is no reason to fail. The room stays promised.
+            Err(rustix::io::Errno::OPNOTSUPP) => {
                 self.allocated = ahead;
                 Ok(())
             }

@@ -17,6 +17,7 @@ use crate::alba::{Alba, OsdState, OsdStatus, Reader, Update, Upload};
 use crate::fault::{Fault, Kind, Result};
 use crate::manifest::Manifest;
 use crate::nsm::{Condition, Put};
+use crate::osd::Purpose;
 
 pub use listen::{Address, Server, endpoint};
 
@@ -44,7 +45,9 @@ impl AlbaService {
             return Err(Status::invalid_argument("the first message of a put is not its header"));
         };
         let (len, crc) = (header.len, Some(header.crc32));
-        let mut upload = self.alba.begin_put(&header.namespace, &header.name, len, crc).await?;
+        let purpose = if header.metadata { Purpose::Metadata } else { Purpose::Data };
+        let (namespace, name) = (&header.namespace, &header.name);
+        let mut upload = self.alba.begin_put(namespace, name, (len, purpose), crc).await?;
         if upload.exists() {
             return Ok(Put::Exists);
         }

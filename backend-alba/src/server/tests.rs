@@ -17,7 +17,8 @@ async fn serve(dir: &std::path::Path) -> Address {
 }
 
 fn header(len: u64, crc32: u32) -> Part {
-    Part::Header(wire::PutHeader { namespace: "ns".into(), name: "x".into(), len, crc32 })
+    let (namespace, name) = ("ns".into(), "x".into());
+    Part::Header(wire::PutHeader { namespace, name, len, crc32, metadata: false })
 }
 
 fn chunk(len: usize) -> Part {

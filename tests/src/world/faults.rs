@@ -51,8 +51,10 @@ pub struct StoreFaults {
     pub stale_list: Duration,
     /// Times in which every call is `Unavailable`.
     pub outages: Vec<Window>,
-    /// Times in which every put is `NoSpace`.
+    /// Times in which every put is `NoSpace`: not even the reserve has room.
     pub full: Vec<Window>,
+    /// Times in which puts of data are `NoSpace`.
+    pub full_of_data: Vec<Window>,
     /// Range reads that return one flipped bit; the object is good.
     pub flip_on_read: u32,
 }

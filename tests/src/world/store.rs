@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use volumedriver::world::{ObjectInfo, ObjectStore, Put};
+use volumedriver::world::{ObjectInfo, ObjectStore, Purpose, Put};
 use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::format::names;
 
@@ -54,7 +54,7 @@ pub(crate) struct Object {
 pub(crate) enum Change {
     CreateNamespace(String),
     DeleteNamespace(String),
-    Put(String, String, Bytes),
+    Put(String, String, Bytes, Purpose),
     Delete(String, String),
 }
 
@@ -70,9 +70,17 @@ enum Outcome {
 impl Change {
     fn flying_bytes(&self) -> u64 {
         match self {
-            Self::Put(_, _, body) => body.len() as u64,
+            Self::Put(_, _, body, _) => body.len() as u64,
             Self::CreateNamespace(_) | Self::DeleteNamespace(_) | Self::Delete(..) => 0,
         }
+    }
+}
+
+impl Change {
+    fn lacks_room(&self, faults: &StoreFaults, now: Duration) -> bool {
+        let Self::Put(.., purpose) = self else { return false };
+        let full = faults.full.iter().any(|w| w.holds(now));
+        full || *purpose == Purpose::Data && faults.full_of_data.iter().any(|w| w.holds(now))
     }
 }
 
@@ -193,7 +201,7 @@ impl State {
                 self.store.delete(&namespace, &name, now);
                 Ok(Put::Created)
             }
-            Change::Put(namespace, name, body) => self.happen_put(&namespace, name, body, now),
+            Change::Put(namespace, name, body, _) => self.happen_put(&namespace, name, body, now),
         }
     }
 
@@ -285,8 +293,7 @@ impl Link {
         let Some((_, change)) = state.store.flying.remove(&flight) else {
             return Err(unavailable(what));
         };
-        if matches!(change, Change::Put(..)) && state.faults.store.full.iter().any(|w| w.holds(now))
-        {
+        if change.lacks_room(&state.faults.store, now) {
             return Err(Fault::no_space(format!("{what}: the simulated object store is full")));
         }
         match outcome {
@@ -324,7 +331,7 @@ impl Link {
 impl State {
     fn happen_or_postpone(&mut self, flight: u64, change: Change, now: Duration) -> Result<Put> {
         let reordered = self.faults.canary == Some(Canary::ReorderedManifest);
-        if let Change::Put(_, name, _) = &change
+        if let Change::Put(_, name, ..) = &change
             && reordered
             && name.starts_with(names::SCO_PREFIX)
         {
@@ -352,10 +359,16 @@ impl ObjectStore for SimStore {
         Ok(state.store.namespaces.keys().filter(|n| n.starts_with(prefix)).cloned().collect())
     }
 
-    async fn put_if_absent(&self, namespace: &str, name: &str, body: Vec<Bytes>) -> Result<Put> {
+    async fn put_if_absent(
+        &self,
+        namespace: &str,
+        name: &str,
+        body: Vec<Bytes>,
+        purpose: Purpose,
+    ) -> Result<Put> {
         let body = Bytes::from(body.concat());
         let word = name_word(name) ^ mix(u64::from(crc32fast::hash(&body)));
-        let change = Change::Put(namespace.to_string(), name.to_string(), body);
+        let change = Change::Put(namespace.to_string(), name.to_string(), body, purpose);
         self.0.change("store.put", word, change).await
     }
 

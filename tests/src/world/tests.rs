@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::task::LocalSet;
 use volumedriver::io::buf::{AlignedBuf, AreaSlice};
 use volumedriver::world::{
-    Disk, DiskFile, Durability, ObjectStore, PageBatch, PageStore, Put, World,
+    Disk, DiskFile, Durability, ObjectStore, PageBatch, PageStore, Purpose, Put, World,
 };
 use volumedriver_core::units::{PageNo, TlogNo, VolumeId};
 
@@ -80,7 +80,11 @@ fn discarding_local_state_leaves_only_the_store() {
         let world = universe.world();
         world.disk().create("a", 4096).await.unwrap();
         world.store().create_namespace("n").await.unwrap();
-        world.store().put_if_absent("n", "o", vec![Bytes::from_static(b"body")]).await.unwrap();
+        world
+            .store()
+            .put_if_absent("n", "o", vec![Bytes::from_static(b"body")], Purpose::Data)
+            .await
+            .unwrap();
         let world = universe.restart(Crash::DiscardLocal);
         assert!(world.disk().list().await.unwrap().is_empty());
         let body = world.store().get_range("n", "o", 1, 2).await.unwrap();
@@ -166,7 +170,8 @@ fn a_put_without_a_reply_happened_or_happens_later_or_never() {
         run(seed, faults, async |universe| {
             let store = universe.world().store().clone();
             while store.create_namespace("n").await.is_err() {}
-            let put = store.put_if_absent("n", "o", vec![Bytes::from_static(b"x")]).await;
+            let put =
+                store.put_if_absent("n", "o", vec![Bytes::from_static(b"x")], Purpose::Data).await;
             if put.is_ok() {
                 return;
             }
@@ -190,7 +195,10 @@ fn the_first_put_of_a_name_wins_and_another_content_is_reported() {
         let store = universe.world().store().clone();
         store.create_namespace("n").await.unwrap();
         let put = async |name, body: &'static [u8]| {
-            store.put_if_absent("n", name, vec![Bytes::from_static(body)]).await.unwrap()
+            store
+                .put_if_absent("n", name, vec![Bytes::from_static(body)], Purpose::Data)
+                .await
+                .unwrap()
         };
         assert_eq!(put("o", b"one").await, Put::Created);
         assert_eq!(put("o", b"one").await, Put::Exists);
@@ -214,10 +222,13 @@ fn outages_and_full_stores_pass() {
         tokio::time::sleep(seconds(15)).await;
         assert!(store.head("n", "o").await.is_err());
         tokio::time::sleep(seconds(20)).await;
-        assert!(store.put_if_absent("n", "o", vec![]).await.is_err());
+        assert!(store.put_if_absent("n", "o", vec![], Purpose::Data).await.is_err());
         assert!(store.head("n", "o").await.unwrap().is_none());
         tokio::time::sleep(seconds(10)).await;
-        assert_eq!(store.put_if_absent("n", "o", vec![]).await.unwrap(), Put::Created);
+        assert_eq!(
+            store.put_if_absent("n", "o", vec![], Purpose::Data).await.unwrap(),
+            Put::Created
+        );
     });
 }
 
@@ -231,7 +242,7 @@ fn a_stale_list_is_stale_by_a_bounded_time() {
             let store = universe.world().store().clone();
             store.create_namespace("n").await.unwrap();
             tokio::time::sleep(Duration::from_secs(6)).await;
-            store.put_if_absent("n", "a", vec![]).await.unwrap();
+            store.put_if_absent("n", "a", vec![], Purpose::Data).await.unwrap();
             tokio::time::sleep(Duration::from_secs(2)).await;
             stale += usize::from(store.list("n", "", None, 9).await.unwrap().is_empty());
             tokio::time::sleep(Duration::from_secs(4)).await;
@@ -255,7 +266,7 @@ fn the_same_seed_gives_the_same_trace() {
             drop(world.store().create_namespace("n").await);
             for n in 0..20 {
                 file.write_at(block(n), 4096, Durability::Later).await.unwrap();
-                drop(world.store().put_if_absent("n", &n.to_string(), vec![]).await);
+                drop(world.store().put_if_absent("n", &n.to_string(), vec![], Purpose::Data).await);
             }
             let world = universe.restart(Crash::PowerLoss);
             drop(world.store().list("n", "", None, 100).await);

@@ -142,8 +142,10 @@ impl TlogNo {
 pub const SECTOR_BYTES: u64 = 512;
 /// Clusters per map page.
 pub const PAGE_CLUSTERS: u64 = 512;
-/// Largest data operation that is atomic over a crash, bytes. Longer requests are cut into operations of this size.
+/// Most bytes of a guest's write that are atomic over a crash. Longer requests are cut into operations of this size.
 pub const MAX_OP_BYTES: u64 = 256 * 1024;
+/// Most clusters of one operation: one more than its bytes fill, because it may begin inside one.
+pub const MAX_OP_CLUSTERS: usize = (MAX_OP_BYTES / ClusterSize::MIN as u64) as usize + 1;
 /// Largest volume, bytes: 1 PiB (the map's arithmetic allows more; this is what is tested).
 pub const MAX_VOLUME_BYTES: u64 = 1 << 50;
 

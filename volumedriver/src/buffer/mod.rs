@@ -255,7 +255,7 @@ impl<W: World> Clone for VolumeLog<W> {
 }
 
 impl<W: World> VolumeLog<W> {
-    /// Appends one write of whole clusters, at most [`volumedriver_core::units::MAX_OP_BYTES`]: readable at once, journalled
+    /// Appends one write of whole clusters, at most [`volumedriver_core::units::MAX_OP_CLUSTERS`]: readable at once, journalled
     /// soon or at the next flush. `None` changed nothing: there is no room now (wait for [`Buffer::room`]), or the journal
     /// failed (see [`Buffer::failure`]).
     ///

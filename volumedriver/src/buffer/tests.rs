@@ -14,7 +14,7 @@ use volumedriver_core::units::{
 };
 
 use super::*;
-use crate::world::{ObjectInfo, ObjectStore, PageBatch, PageStore, Put};
+use crate::world::{ObjectInfo, ObjectStore, PageBatch, PageStore, Purpose, Put};
 
 /// A world with nothing but a disk and a clock.
 #[derive(Clone)]
@@ -91,7 +91,7 @@ impl ObjectStore for Nothing {
     async fn list_namespaces(&self, _: &str) -> Result<Vec<String>> {
         panic!("{NOT_HERE}")
     }
-    async fn put_if_absent(&self, _: &str, _: &str, _: Vec<Bytes>) -> Result<Put> {
+    async fn put_if_absent(&self, _: &str, _: &str, _: Vec<Bytes>, _: Purpose) -> Result<Put> {
         panic!("{NOT_HERE}")
     }
     async fn get_range(&self, _: &str, _: &str, _: u64, _: u64) -> Result<Option<Bytes>> {

@@ -206,6 +206,9 @@ fields! {
     VPOOL_BACKEND = ["vpool"] "backend", Legal::Text("embedded:DIRECTORY, alba:HOST:PORT, alba://HOST:PORT/PREFIX or alba:unix:PATH"),
         Derived("embedded:DATA_DIR/backend"), Restart,
         "The object backend. --backend on the command line takes its place.";
+    VPOOL_BACKEND_CAPACITY = ["vpool"] "backend_capacity_bytes", Legal::Bytes(Span::new(64 * MIB, 1024 * TIB).or_off()),
+        Number(0), Restart,
+        "Most that objects may take of an embedded backend's disk; off: all of it but a small reserve.";
     VPOOL_CLUSTER_SIZE = ["vpool"] "cluster_size_bytes", Legal::Bytes(Span::new(4 * KIB, 64 * KIB)),
         Number(4 * KIB), Live,
         "Cluster size of new vDisks, a power of two; fixed for the life of a vDisk.";

@@ -120,6 +120,8 @@ pub struct CacheConfig {
 #[derive(Clone, Debug)]
 pub struct VpoolConfig {
     pub backend: BackendUrl,
+    /// Of an embedded backend; `None`: what its file system has.
+    pub backend_capacity: Option<ByteCount>,
     pub cluster_size: ClusterSize,
     pub settings: VdiskSettings,
 }

@@ -48,6 +48,7 @@ section!(RawBuffer {
 section!(RawCache { ram_bytes, ssd_bytes, directory });
 section!(RawVpool {
     backend,
+    backend_capacity_bytes,
     cluster_size_bytes,
     sco_size_bytes,
     ack,

@@ -47,7 +47,8 @@ impl Config {
         let kept = self.entries.iter().filter(|e| !live(e));
         let taken = new.entries.iter().filter(live);
         let entries = kept.chain(taken).cloned().collect();
-        let vpool = VpoolConfig { backend: self.vpool.backend.clone(), ..new.vpool };
+        let (backend, backend_capacity) = (self.vpool.backend.clone(), self.vpool.backend_capacity);
+        let vpool = VpoolConfig { backend, backend_capacity, ..new.vpool };
         Self { vpool, vdisks: new.vdisks, entries, ..self.clone() }
     }
 }

@@ -288,6 +288,9 @@ fn vpool(
     overrides: &Overrides,
 ) -> Result<VpoolConfig> {
     let backend = backend(checker, raw.backend.take(), data_dir, overrides)?;
+    let typed = raw.backend_capacity_bytes.take();
+    let capacity = checker.number(&field::VPOOL_BACKEND_CAPACITY, "vpool", typed)?;
+    let backend_capacity = (capacity > 0).then_some(ByteCount(capacity));
     let typed = raw.cluster_size_bytes.take();
     let bytes = checker.number(&field::VPOOL_CLUSTER_SIZE, "vpool", typed.clone())?;
     let cluster_size = ClusterSize::new(bytes).map_err(|why| match typed {
@@ -300,7 +303,7 @@ fn vpool(
         BackendUrl::Alba { .. } => VdiskSettings { sco_size: ByteCount(64 << 20), ..defaults },
     };
     let settings = settings(checker, "vpool", raw.take_settings(), defaults)?;
-    Ok(VpoolConfig { backend, cluster_size, settings })
+    Ok(VpoolConfig { backend, backend_capacity, cluster_size, settings })
 }
 
 fn backend(

@@ -18,7 +18,7 @@ use volumedriver_core::format::{Change, ChangeKind, names};
 use volumedriver_core::units::*;
 
 use super::*;
-use crate::world::{ObjectInfo, Put};
+use crate::world::{ObjectInfo, Purpose, Put};
 
 const VOLUME: VolumeId = VolumeId([0xab; 16]);
 const NODE: NodeId = NodeId([0xcd; 16]);
@@ -384,7 +384,7 @@ impl ObjectStore for Store {
         names.dedup();
         Ok(names)
     }
-    async fn put_if_absent(&self, _: &str, _: &str, _: Vec<Bytes>) -> Result<Put> {
+    async fn put_if_absent(&self, _: &str, _: &str, _: Vec<Bytes>, _: Purpose) -> Result<Put> {
         Err(Fault::bug("inspecting writes nothing"))
     }
     async fn get_range(

@@ -42,7 +42,7 @@ fn remote(args: &InspectArgs, data_dir: Option<&Path>) -> Result<Findings> {
         .build()
         .map_err(|e| Fault::unavailable("threads cannot be started").because(e))?;
     runtime.block_on(async {
-        let store = AnyStore::open(&url.to_string(), &Metrics::new().store).await?;
+        let store = AnyStore::open(&url.to_string(), None, &Metrics::new().store).await?;
         inspect::remote(&args.what, args.all, &store).await
     })
 }

@@ -62,8 +62,8 @@ impl Node for ShardNode {
         let pages_dir = ground.data.path().join(super::PAGES_DIR);
         super::datadir::create_dir(&pages_dir)?;
         let (pages, registry) = local::open(&pages_dir).await?;
-        let store =
-            AnyStore::open(&config.vpool.backend.to_string(), &ground.metrics.store).await?;
+        let (url, capacity) = (config.vpool.backend.to_string(), config.vpool.backend_capacity);
+        let store = AnyStore::open(&url, capacity, &ground.metrics.store).await?;
         let (door, commands) = door();
         let (started, starting) = oneshot::channel();
         let (stop, stopping) = oneshot::channel();

@@ -167,6 +167,7 @@ impl<W: World> Shard<W> {
             volume.close().await;
         }
         self.shared.buffer.forget(id);
+        self.shared.backend.forget(id);
         self.shared.world.pages().drop_volume(id).await?;
         self.shared.world.store().delete_namespace(&names::namespace(id)).await
     }

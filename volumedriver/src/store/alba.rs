@@ -15,7 +15,7 @@ use volumedriver_proto::alba as wire;
 use wire::alba_client::AlbaClient;
 
 use super::service::Service;
-use crate::world::{ObjectInfo, ObjectStore, Put};
+use crate::world::{ObjectInfo, ObjectStore, Purpose, Put};
 
 /// Deadline of a call that moves no body.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -116,10 +116,19 @@ impl ObjectStore for AlbaStore {
         }
     }
 
-    async fn put_if_absent(&self, namespace: &str, name: &str, body: Vec<Bytes>) -> Result<Put> {
+    async fn put_if_absent(
+        &self,
+        namespace: &str,
+        name: &str,
+        body: Vec<Bytes>,
+        purpose: Purpose,
+    ) -> Result<Put> {
         let len = body.iter().map(|piece| piece.len() as u64).sum();
         let (namespace, name) = (self.namespace(namespace), name.to_string());
-        self.call(len, |client| put(client, namespace, name, len, body)).await
+        let metadata = purpose == Purpose::Metadata;
+        // The checksum is added where the body is walked over.
+        let header = wire::PutHeader { namespace, name, len, crc32: 0, metadata };
+        self.call(len, |client| put(client, header, body)).await
     }
 
     async fn get_range(
@@ -194,14 +203,12 @@ impl ObjectStore for AlbaStore {
 
 async fn put(
     mut client: AlbaClient<Channel>,
-    namespace: String,
-    name: String,
-    len: u64,
+    header: wire::PutHeader,
     body: Vec<Bytes>,
 ) -> Result<Put, Failure> {
     let mut crc = crc32fast::Hasher::new();
     body.iter().for_each(|piece| crc.update(piece));
-    let header = wire::PutHeader { namespace, name, len, crc32: crc.finalize() };
+    let header = wire::PutHeader { crc32: crc.finalize(), ..header };
     let header = wire::put_request::Part::Header(header);
     let chunks = Chunks { body: body.into_iter(), left: Bytes::new() };
     let parts = std::iter::once(header).chain(chunks.map(wire::put_request::Part::Chunk));

@@ -10,7 +10,7 @@ use volumedriver_core::fault::Kind;
 
 use super::alba::AlbaStore;
 use super::embedded::Embedded;
-use crate::world::{ObjectInfo, ObjectStore, Put};
+use crate::world::{ObjectInfo, ObjectStore, Purpose, Put};
 
 /// Races of puts, and contenders in each.
 const ROUNDS: u32 = 20;
@@ -44,7 +44,10 @@ async fn namespaces<S: ObjectStore>(store: &S) {
     assert_eq!(store.list_namespaces("").await.unwrap(), ["other", "vd-a", "vd-b"]);
     assert_eq!(store.list_namespaces("x").await.unwrap(), [""; 0]);
 
-    store.put_if_absent("vd-a", "x", vec![Bytes::from_static(b"first life")]).await.unwrap();
+    store
+        .put_if_absent("vd-a", "x", vec![Bytes::from_static(b"first life")], Purpose::Data)
+        .await
+        .unwrap();
     store.delete_namespace("vd-a").await.unwrap();
     store.delete_namespace("vd-a").await.unwrap();
     assert_eq!(store.list_namespaces("vd-").await.unwrap(), ["vd-b"]);
@@ -52,7 +55,8 @@ async fn namespaces<S: ObjectStore>(store: &S) {
     assert_eq!(store.head("vd-a", "x").await.unwrap(), None);
     assert_eq!(store.list("vd-a", "", None, 9).await.unwrap(), [""; 0]);
 
-    let put = store.put_if_absent("nowhere", "x", vec![Bytes::from_static(b"1")]).await;
+    let put =
+        store.put_if_absent("nowhere", "x", vec![Bytes::from_static(b"1")], Purpose::Data).await;
     assert_eq!(put.unwrap_err().kind, Kind::Invalid);
     assert_eq!(store.get_range("nowhere", "x", 0, 1).await.unwrap(), None);
     assert_eq!(store.head("nowhere", "x").await.unwrap(), None);
@@ -64,17 +68,26 @@ async fn namespaces<S: ObjectStore>(store: &S) {
 
 async fn objects<S: ObjectStore>(store: &S) {
     let body = vec![Bytes::from_static(b"hel"), Bytes::new(), Bytes::from_static(b"lo")];
-    assert_eq!(store.put_if_absent("vd-b", "a/b", body.clone()).await.unwrap(), Put::Created);
-    assert_eq!(store.put_if_absent("vd-b", "a/b", body).await.unwrap(), Put::Exists);
+    assert_eq!(
+        store.put_if_absent("vd-b", "a/b", body.clone(), Purpose::Data).await.unwrap(),
+        Put::Created
+    );
+    assert_eq!(store.put_if_absent("vd-b", "a/b", body, Purpose::Data).await.unwrap(), Put::Exists);
     let other = vec![Bytes::from_static(b"other")];
-    assert_eq!(store.put_if_absent("vd-b", "a/b", other).await.unwrap(), Put::Exists);
+    assert_eq!(
+        store.put_if_absent("vd-b", "a/b", other, Purpose::Data).await.unwrap(),
+        Put::Exists
+    );
     // CRC-32 of "hello".
     let info = ObjectInfo { len: 5, crc: 0x3610_a686 };
     assert_eq!(store.head("vd-b", "a/b").await.unwrap(), Some(info));
     assert_eq!(store.get_range("vd-b", "a/b", 1, 3).await.unwrap().unwrap(), "ell");
     assert_eq!(store.head("vd-b", "a").await.unwrap(), None);
 
-    assert_eq!(store.put_if_absent("vd-b", "empty", vec![]).await.unwrap(), Put::Created);
+    assert_eq!(
+        store.put_if_absent("vd-b", "empty", vec![], Purpose::Data).await.unwrap(),
+        Put::Created
+    );
     assert_eq!(store.head("vd-b", "empty").await.unwrap(), Some(ObjectInfo { len: 0, crc: 0 }));
     assert_eq!(store.get_range("vd-b", "empty", 0, 0).await.unwrap().unwrap(), "");
 
@@ -84,7 +97,7 @@ async fn objects<S: ObjectStore>(store: &S) {
     assert_eq!(store.get_range("vd-b", "a/b", 0, 1).await.unwrap(), None);
     assert!(store.local_file("vd-b", "a/b").await.unwrap().is_none());
     for bad in ["", "a\0b", &"n".repeat(2000)] {
-        let put = store.put_if_absent("vd-b", bad, vec![]).await;
+        let put = store.put_if_absent("vd-b", bad, vec![], Purpose::Data).await;
         assert_eq!(put.unwrap_err().kind, Kind::Invalid, "{bad:?}");
     }
 }
@@ -96,7 +109,10 @@ async fn ranges<S: ObjectStore>(store: &S) {
     let cuts = [1, 4097, 70_000, 1 << 20, (2 << 20) + 5, (2 << 20) + 6, 5 << 20, len];
     let starts = std::iter::once(0).chain(cuts);
     let pieces = starts.zip(cuts).map(|(from, to)| body.slice(from..to)).collect();
-    assert_eq!(store.put_if_absent("vd-b", "big", pieces).await.unwrap(), Put::Created);
+    assert_eq!(
+        store.put_if_absent("vd-b", "big", pieces, Purpose::Data).await.unwrap(),
+        Put::Created
+    );
     let info = ObjectInfo { len: len as u64, crc: crc32fast::hash(&body) };
     assert_eq!(store.head("vd-b", "big").await.unwrap(), Some(info));
     let mib = 1 << 20;
@@ -129,7 +145,10 @@ async fn ranges<S: ObjectStore>(store: &S) {
 async fn lists<S: ObjectStore>(store: &S) {
     let names: BTreeSet<String> = (0..25).map(|n| format!("sco/{n:03}")).collect();
     for name in names.iter().chain(&["sc".to_string(), "sco0".into(), "tlog/1".into()]) {
-        store.put_if_absent("vd-b", name, vec![Bytes::from_static(b"x")]).await.unwrap();
+        store
+            .put_if_absent("vd-b", name, vec![Bytes::from_static(b"x")], Purpose::Data)
+            .await
+            .unwrap();
     }
     let list = async |prefix, after, limit| store.list("vd-b", prefix, after, limit).await.unwrap();
     assert_eq!(list("sco/", None, 100).await, Vec::from_iter(names.clone()));
@@ -148,7 +167,7 @@ async fn races<S: ObjectStore>(store: &S) {
             let (store, name) = (store.clone(), name.clone());
             let body = vec![Bytes::from(vec![contender; 5000])];
             tokio::task::spawn_local(async move {
-                store.put_if_absent("vd-b", &name, body).await.unwrap()
+                store.put_if_absent("vd-b", &name, body, Purpose::Data).await.unwrap()
             })
         });
         let mut winner = None;
@@ -241,12 +260,12 @@ fn the_client_comes_back_when_the_server_does() {
         store.create_namespace("ns").await.unwrap();
         drop(stop);
         task.await.unwrap();
-        let put = store.put_if_absent("ns", "x", vec![noise(5 << 20)]).await;
+        let put = store.put_if_absent("ns", "x", vec![noise(5 << 20)], Purpose::Data).await;
         assert_eq!(put.unwrap_err().kind, Kind::Unavailable);
         let (_stop, _task) = life(config.clone());
         assert_eq!(until_there().await, ["ns"]);
         assert_eq!(
-            store.put_if_absent("ns", "x", vec![noise(5 << 20)]).await.unwrap(),
+            store.put_if_absent("ns", "x", vec![noise(5 << 20)], Purpose::Data).await.unwrap(),
             Put::Created
         );
     });
@@ -266,7 +285,7 @@ fn damage_is_named_over_the_wire_and_costs_its_block_only() {
     on_local_thread(async {
         let body = noise(3 << 20);
         store.create_namespace("ns").await.unwrap();
-        store.put_if_absent("ns", "sco", vec![body.clone()]).await.unwrap();
+        store.put_if_absent("ns", "sco", vec![body.clone()], Purpose::Data).await.unwrap();
         let shards = std::fs::read_dir(dir.path().join("data/osd/objects")).unwrap().flatten();
         let files = shards.flat_map(|shard| std::fs::read_dir(shard.path()).unwrap().flatten());
         let file = files.map(|entry| entry.path()).next().unwrap();

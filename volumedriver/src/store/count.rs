@@ -8,7 +8,7 @@ use bytes::Bytes;
 use volumedriver_core::fault::Result;
 
 use crate::metrics::{Outcome, StoreMetrics, StoreVerb};
-use crate::world::{ObjectInfo, ObjectStore, Put};
+use crate::world::{ObjectInfo, ObjectStore, Purpose, Put};
 
 /// A store whose calls are measured.
 #[derive(Clone)]
@@ -46,9 +46,16 @@ impl<S: ObjectStore> ObjectStore for Counted<S> {
     async fn list_namespaces(&self, prefix: &str) -> Result<Vec<String>> {
         self.count(StoreVerb::Namespace, 0, self.store.list_namespaces(prefix)).await
     }
-    async fn put_if_absent(&self, namespace: &str, name: &str, body: Vec<Bytes>) -> Result<Put> {
+    async fn put_if_absent(
+        &self,
+        namespace: &str,
+        name: &str,
+        body: Vec<Bytes>,
+        purpose: Purpose,
+    ) -> Result<Put> {
         let len = body.iter().map(|piece| piece.len() as u64).sum();
-        self.count(StoreVerb::Put, len, self.store.put_if_absent(namespace, name, body)).await
+        let put = self.store.put_if_absent(namespace, name, body, purpose);
+        self.count(StoreVerb::Put, len, put).await
     }
     async fn get_range(
         &self,

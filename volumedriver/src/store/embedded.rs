@@ -8,7 +8,7 @@ use volumedriver_core::fault::{Fault, Kind, Result};
 
 use super::pace::Pace;
 use super::service::Service;
-use crate::world::{ObjectInfo, ObjectStore, Put};
+use crate::world::{ObjectInfo, ObjectStore, Purpose, Put};
 
 /// Names asked for at once.
 const PAGE: usize = 1000;
@@ -65,14 +65,24 @@ impl ObjectStore for Embedded {
         self.call(list).await
     }
 
-    async fn put_if_absent(&self, namespace: &str, name: &str, body: Vec<Bytes>) -> Result<Put> {
+    async fn put_if_absent(
+        &self,
+        namespace: &str,
+        name: &str,
+        body: Vec<Bytes>,
+        purpose: Purpose,
+    ) -> Result<Put> {
         let (alba, namespace, name) = (self.alba.clone(), namespace.to_string(), name.to_string());
-        let pace = self.pace.clone();
+        let pace = matches!(purpose, Purpose::Data) && self.pace.is_set();
+        let pace = pace.then(|| self.pace.clone());
+        let purpose = match purpose {
+            Purpose::Data => backend_alba::Purpose::Data,
+            Purpose::Metadata => backend_alba::Purpose::Metadata,
+        };
         let put = async move {
-            if pace.is_set() {
-                put_at_pace(&alba, &namespace, &name, body, &pace).await
-            } else {
-                alba.put_if_absent(&namespace, &name, body).await
+            match pace {
+                Some(pace) => put_at_pace(&alba, &namespace, &name, body, &pace).await,
+                None => alba.put_if_absent(&namespace, &name, body, purpose).await,
             }
         };
         Ok(match self.call(put).await? {
@@ -149,10 +159,11 @@ async fn put_at_pace(
     pace: &Pace,
 ) -> backend_alba::Result<backend_alba::Put> {
     let len: usize = body.iter().map(Bytes::len).sum();
+    let purpose = backend_alba::Purpose::Data;
     if len < STEP_BYTES {
-        return alba.put_if_absent(namespace, name, body).await;
+        return alba.put_if_absent(namespace, name, body, purpose).await;
     }
-    let mut upload = alba.begin_put(namespace, name, len as u64, None).await?;
+    let mut upload = alba.begin_put(namespace, name, (len as u64, purpose), None).await?;
     for mut piece in body {
         while !piece.is_empty() {
             let part = piece.split_to(piece.len().min(STEP_BYTES));

@@ -23,9 +23,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use volumedriver_core::fault::Result;
+use volumedriver_core::units::ByteCount;
 
 use crate::metrics::StoreMetrics;
-use crate::world::{ObjectInfo, ObjectStore, Put};
+use crate::world::{ObjectInfo, ObjectStore, Purpose, Put};
 use count::Counted;
 use location::Location;
 use retry::{Patience, Retried, RuntimeClock};
@@ -42,10 +43,18 @@ pub enum AnyStore {
 
 impl AnyStore {
     /// Opens a store whose work is done on the runtime this is awaited on. A server that does not answer yet is no error.
-    pub async fn open(url: &str, metrics: &StoreMetrics) -> Result<Self> {
+    /// An embedded one holds at most `capacity`.
+    pub async fn open(
+        url: &str,
+        capacity: Option<ByteCount>,
+        metrics: &StoreMetrics,
+    ) -> Result<Self> {
         match url.parse()? {
             Location::Embedded(path) => {
-                let store = embedded::Embedded::open(backend_alba::Config::new(path)).await?;
+                let osd_capacity_bytes = capacity.map(|bytes| bytes.0);
+                let config =
+                    backend_alba::Config { osd_capacity_bytes, ..backend_alba::Config::new(path) };
+                let store = embedded::Embedded::open(config).await?;
                 Ok(Self::Embedded(decorated(store, metrics)))
             }
             Location::Alba { address, prefix } => {
@@ -79,8 +88,14 @@ impl ObjectStore for AnyStore {
     async fn list_namespaces(&self, prefix: &str) -> Result<Vec<String>> {
         of_any!(self, store => store.list_namespaces(prefix).await)
     }
-    async fn put_if_absent(&self, namespace: &str, name: &str, body: Vec<Bytes>) -> Result<Put> {
-        of_any!(self, store => store.put_if_absent(namespace, name, body).await)
+    async fn put_if_absent(
+        &self,
+        namespace: &str,
+        name: &str,
+        body: Vec<Bytes>,
+        purpose: Purpose,
+    ) -> Result<Put> {
+        of_any!(self, store => store.put_if_absent(namespace, name, body, purpose).await)
     }
     async fn get_range(
         &self,

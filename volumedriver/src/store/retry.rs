@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use volumedriver_core::fault::{Kind, Result};
 
-use crate::world::{ObjectInfo, ObjectStore, Put};
+use crate::world::{ObjectInfo, ObjectStore, Purpose, Put};
 
 /// What a pause is made of.
 pub trait Clock: Clone + 'static {
@@ -88,8 +88,15 @@ impl<S: ObjectStore, C: Clock> ObjectStore for Retried<S, C> {
     async fn list_namespaces(&self, prefix: &str) -> Result<Vec<String>> {
         self.retry(async || self.store.list_namespaces(prefix).await).await
     }
-    async fn put_if_absent(&self, namespace: &str, name: &str, body: Vec<Bytes>) -> Result<Put> {
-        self.retry(async || self.store.put_if_absent(namespace, name, body.clone()).await).await
+    async fn put_if_absent(
+        &self,
+        namespace: &str,
+        name: &str,
+        body: Vec<Bytes>,
+        purpose: Purpose,
+    ) -> Result<Put> {
+        let put = async || self.store.put_if_absent(namespace, name, body.clone(), purpose).await;
+        self.retry(put).await
     }
     async fn get_range(
         &self,
@@ -164,7 +171,7 @@ mod tests {
         async fn list_namespaces(&self, _: &str) -> Result<Vec<String>> {
             self.answer(vec![])
         }
-        async fn put_if_absent(&self, _: &str, _: &str, _: Vec<Bytes>) -> Result<Put> {
+        async fn put_if_absent(&self, _: &str, _: &str, _: Vec<Bytes>, _: Purpose) -> Result<Put> {
             let was_there = self.is_there.replace(true);
             self.answer(if was_there { Put::Exists } else { Put::Created })
         }
@@ -195,7 +202,7 @@ mod tests {
     async fn put(faults: impl IntoIterator<Item = Kind>) -> (Result<Put>, Vec<u128>) {
         let pauses = Pauses::default();
         let store = Retried::new(Flaky::failing(faults), pauses.clone(), Patience::default());
-        let outcome = store.put_if_absent("ns", "x", vec![]).await;
+        let outcome = store.put_if_absent("ns", "x", vec![], Purpose::Data).await;
         (outcome, pauses.0.take())
     }
 

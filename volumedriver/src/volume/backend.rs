@@ -69,6 +69,9 @@ impl<V: Clone> Recent<V> {
         }
         entries.insert(key, (value, now));
     }
+    fn forget(&self, volume: VolumeId) {
+        self.entries.borrow_mut().retain(|key, _| key.volume != volume);
+    }
 }
 
 type FileOf<W> = <<W as World>::Disk as Disk>::File;
@@ -86,6 +89,12 @@ impl<W: World> Backend<W> {
     /// `most_tables`: SCOs whose checksums are held (64 KiB each for 64 MiB of 4 KiB clusters). `most_files`: objects held open.
     pub fn new(world: W, metrics: ShardMetrics, most_tables: usize, most_files: usize) -> Self {
         Self { world, metrics, crcs: Recent::new(most_tables), files: Recent::new(most_files) }
+    }
+
+    /// The volume's objects are being deleted: an open file would keep its room.
+    pub fn forget(&self, volume: VolumeId) {
+        self.crcs.forget(volume);
+        self.files.forget(volume);
     }
 
     /// Clusters in the SCO.

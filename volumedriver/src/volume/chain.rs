@@ -12,7 +12,7 @@ use volumedriver_core::format::manifest::{Body, Manifest, Opening, Shape, ShapeC
 use volumedriver_core::format::names;
 use volumedriver_core::units::{Epoch, ManifestNo, NodeId, VolumeId};
 
-use crate::world::{ObjectStore, Put, World};
+use crate::world::{ObjectStore, Purpose, Put, World};
 
 /// Every so many manifests the whole shape is written instead of a change.
 const CHECKPOINT_EVERY: u64 = 64;
@@ -54,7 +54,8 @@ pub(super) async fn put_certainly<W: World>(
     body: Vec<Bytes>,
     closing: impl Fn() -> bool,
 ) -> Result<()> {
-    let put = async || world.store().put_if_absent(namespace, name, body.clone()).await;
+    let purpose = purpose_of(name);
+    let put = async || world.store().put_if_absent(namespace, name, body.clone(), purpose).await;
     if until_answered(world, name, &closing, put).await? == Put::Created {
         return Ok(());
     }
@@ -69,6 +70,16 @@ pub(super) async fn put_certainly<W: World>(
             "{namespace}/{name} exists with other content: another owner has taken over"
         ))),
         None => Err(Fault::unavailable(format!("{namespace}/{name} exists, but cannot be found"))),
+    }
+}
+
+/// Manifests and TLogs name what is stored already: without them it could be neither found nor given up, and a volume not
+/// even be opened. SCOs and runs can wait for room.
+fn purpose_of(name: &str) -> Purpose {
+    let metadata = [names::MANIFEST_PREFIX, names::TLOG_PREFIX];
+    match metadata.iter().any(|prefix| name.starts_with(prefix)) {
+        true => Purpose::Metadata,
+        false => Purpose::Data,
     }
 }
 

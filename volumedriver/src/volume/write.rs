@@ -1,6 +1,6 @@
 //! Write: cut into atomic operations, wait for credits, append to the write buffer, publish to the map.
 //!
-//! An operation is at most 256 KiB of whole clusters. Clusters a request covers only partly are read, merged and written as
+//! A write of up to 256 KiB is one operation, wherever it begins; an operation is of whole clusters. Clusters a request covers only partly are read, merged and written as
 //! part of the same operation; the merge counts only if the cluster's mapping has not changed meanwhile (a location is never
 //! used twice, so an equal mapping means equal bytes), else it is done again.
 
@@ -8,7 +8,8 @@ use tokio::sync::futures::Notified;
 use volumedriver_core::fault::{Fault, Kind, Result};
 use volumedriver_core::request::Fua;
 use volumedriver_core::units::{
-    ByteCount, ByteOffset, ClusterAddr, ClusterCount, ClusterCrc, Mapping,
+    ByteCount, ByteOffset, ClusterAddr, ClusterCount, ClusterCrc, MAX_OP_BYTES, MAX_OP_CLUSTERS,
+    Mapping,
 };
 use volumedriver_core::volume::Volume as Core;
 use volumedriver_core::volume::credits::{Grant, SOFT};
@@ -23,8 +24,6 @@ use crate::world::World;
 const HOLDS_LITTLE: f64 = 0.1;
 /// Part of the buffer that volumes which hold much may fill.
 const LEFT_BY_OTHERS: f64 = 0.9;
-/// Clusters in the largest operation at the smallest cluster size.
-const MOST_CLUSTERS: usize = 64;
 
 impl<W: World> Volume<W> {
     /// See [`crate::shard::Handle::try_write`].
@@ -38,7 +37,7 @@ impl<W: World> Volume<W> {
         let len = data.len() as u64;
         let mut core = self.core.borrow_mut();
         let cluster = core.cluster_size();
-        let fits = len <= volumedriver_core::units::MAX_OP_BYTES.max(cluster.bytes());
+        let fits = len <= MAX_OP_BYTES;
         if !fits || len == 0 || !cluster.is_aligned(offset, ByteCount(len)) {
             return None;
         }
@@ -161,7 +160,7 @@ impl<W: World> Volume<W> {
     ) -> Option<()> {
         self.seal_if_full(core, count)?;
         let width = core.cluster_size().bytes() as usize;
-        let mut crcs = [ClusterCrc::default(); MOST_CLUSTERS];
+        let mut crcs = [ClusterCrc::default(); MAX_OP_CLUSTERS];
         let crcs = crcs.get_mut(..count as usize)?;
         for (crc, cluster) in crcs.iter_mut().zip(data.chunks_exact(width)) {
             *crc = ClusterCrc::of(cluster);

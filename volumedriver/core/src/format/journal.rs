@@ -9,7 +9,8 @@ use super::frame::{CRC_BYTES, Frame, HEAD_BYTES, Reader, count32};
 use super::{Change, ChangeKind};
 use crate::fault::{Fault, Result};
 use crate::units::{
-    ClusterAddr, ClusterCount, ClusterCrc, ClusterSize, Epoch, Location, ScoSeq, Seq, VolumeId,
+    ClusterAddr, ClusterCount, ClusterCrc, ClusterSize, Epoch, Location, MAX_OP_CLUSTERS, ScoSeq,
+    Seq, VolumeId,
 };
 
 /// Bytes of the header block; records and payloads are multiples of it.
@@ -29,9 +30,11 @@ const CHANGE: u64 = 0;
 const SEAL: u64 = 1;
 const KIND_UNIT: u64 = 1 << 56;
 
-// The largest atomic operation, 256 KiB of 4 KiB clusters, fits an empty record.
-const _: () =
-    assert!(SECTION_BYTES + SCO_BYTES + CHANGE_BYTES + 64 * CLUSTER_CRC_BYTES <= SECTIONS_LIMIT);
+// The largest atomic operation fits an empty record.
+const _: () = assert!(
+    SECTION_BYTES + SCO_BYTES + CHANGE_BYTES + MAX_OP_CLUSTERS * CLUSTER_CRC_BYTES
+        <= SECTIONS_LIMIT
+);
 // So do 100 operations of one cluster of one volume.
 const _: () =
     assert!(SECTION_BYTES + 100 * (SCO_BYTES + CHANGE_BYTES + CLUSTER_CRC_BYTES) <= SECTIONS_LIMIT);

@@ -44,13 +44,15 @@ impl Piece {
     }
 }
 
-/// The pieces of a range, in order; each at most [`MAX_OP_BYTES`] of clusters.
+/// The pieces of a range, in order. A range of at most [`MAX_OP_BYTES`] is one piece wherever it begins (a guest may take
+/// so small a write for atomic); a longer one is cut at cluster boundaries into pieces of at most that much.
 pub fn pieces(
     cluster: ClusterSize,
     offset: ByteOffset,
     len: ByteCount,
 ) -> impl Iterator<Item = Piece> {
     let per_op = MAX_OP_BYTES.max(cluster.bytes());
+    let whole = len.0 <= per_op;
     let mut at = offset.0;
     let end = offset.0 + len.0;
     std::iter::from_fn(move || {
@@ -59,7 +61,7 @@ pub fn pieces(
         }
         let addr = cluster.cluster_of(ByteOffset(at));
         let start = cluster.start_of(addr).0;
-        let stop = end.min(start + per_op);
+        let stop = if whole { end } else { end.min(start + per_op) };
         let piece = Piece {
             addr,
             count: cluster.clusters_covering(ByteCount(stop - start)).0 as u32,
@@ -106,6 +108,7 @@ pub struct Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::MAX_OP_CLUSTERS;
 
     #[test]
     fn pieces_cover_the_range_once_and_stay_atomic() {
@@ -116,12 +119,34 @@ mod tests {
             let mut at = offset;
             for p in pieces(cluster, ByteOffset(offset), ByteCount(len)) {
                 assert_eq!(cluster.start_of(p.addr).0 + p.skip, at);
-                assert!(u64::from(p.count) * 4096 <= MAX_OP_BYTES);
+                assert!(p.len <= MAX_OP_BYTES && p.count as usize <= MAX_OP_CLUSTERS);
                 assert!(p.skip + p.len <= u64::from(p.count) * 4096);
                 assert!(p.skip + p.len > u64::from(p.count - 1) * 4096);
                 at += p.len;
             }
             assert_eq!(at, offset + len);
+        }
+    }
+
+    #[test]
+    fn a_write_of_an_operations_size_is_one_piece_wherever_it_begins() {
+        for bytes in [4096, 8192, 16_384, 32_768, 65_536] {
+            let cluster = ClusterSize::new(bytes).unwrap();
+            for offset in (0..2 * bytes).step_by(512) {
+                for len in [512, MAX_OP_BYTES - 512, MAX_OP_BYTES] {
+                    let all: Vec<Piece> =
+                        pieces(cluster, ByteOffset(offset), ByteCount(len)).collect();
+                    let [piece] = all[..] else { panic!("{len} at {offset}: {all:?}") };
+                    assert_eq!(
+                        (cluster.start_of(piece.addr).0 + piece.skip, piece.len),
+                        (offset, len)
+                    );
+                    let most = MAX_OP_BYTES / bytes + 1;
+                    assert!(u64::from(piece.count) <= most, "{len} at {offset} of {bytes}");
+                }
+            }
+            let longer = pieces(cluster, ByteOffset(512), ByteCount(MAX_OP_BYTES + 512));
+            assert_eq!(longer.count(), 2);
         }
     }
 

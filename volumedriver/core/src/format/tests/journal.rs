@@ -48,10 +48,10 @@ fn a_full_record_holds_a_hundred_operations_and_loses_none() {
 
 #[test]
 fn the_largest_operation_fits_an_empty_record() {
-    let crcs = vec![ClusterCrc(5); (MAX_OP_BYTES / 4096) as usize];
+    let crcs = vec![ClusterCrc(5); MAX_OP_CLUSTERS];
     let mut builder = RecordBuilder::new();
     assert!(builder.push_data(source(1, 0), ScoSeq(1), write(1, &crcs)));
-    assert_eq!(finish(&mut builder).payload_bytes, 256 << 10);
+    assert_eq!(finish(&mut builder).payload_bytes, (256 << 10) + 4096);
 }
 
 #[test]
