@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use suite::model::Place;
+use suite::model::{Place, Span};
 use suite::sim::rig::{CLUSTER, End, Live, Rig, quiet_settings};
 use suite::world::faults::{Crash, Faults, Window};
 use volumedriver::config::settings::{AckLevel, FlushLevel, VdiskSettings};
 use volumedriver::volume::State;
 use volumedriver_core::fault::Kind;
+use volumedriver_core::request::Fua;
 use volumedriver_core::units::ByteCount;
 
 const CRASHES: [Crash; 3] = [Crash::Kill, Crash::PowerLoss, Crash::DiscardLocal];
@@ -395,6 +396,55 @@ fn scenario_24_with_the_backend_full_writes_wait_and_go_on_when_there_is_space()
     })
     .finished();
     rig.verify(Crash::Kill);
+}
+
+#[test]
+fn scenario_24_full_of_data_the_backend_still_opens_a_volume_after_a_crash() {
+    let mut rig = rig(24);
+    let full_until = rig
+        .live(Crash::Kill, async |live| {
+            live.write(0, 64).await;
+            live.drain().await;
+            let start = live.universe.now();
+            let full = Window { start, end: start + seconds(600) };
+            live.universe.change_faults(|f| f.store.full_of_data = vec![full]);
+            live.write(64, 64).await;
+            live.flush().await;
+            full.end
+        })
+        .finished();
+    for crash in [Crash::PowerLoss, Crash::Kill] {
+        rig.verify(crash);
+    }
+    rig.live(Crash::DiscardLocal, async |live| {
+        let opened = live.universe.now();
+        assert!(opened < full_until - seconds(500), "opening waited for room");
+        assert!(live.guest.recover(&live.volume, Place::Journal).await);
+        live.drain().await;
+        assert!(live.universe.now() >= full_until, "data was taken while there was no room");
+    })
+    .finished();
+    rig.verify(Crash::Kill);
+}
+
+#[test]
+fn scenario_2_a_write_of_256_kib_is_whole_or_absent_wherever_it_begins() {
+    for gate in 1..=40 {
+        for first in [1, 7, 509, 1003] {
+            let mut rig = Rig::new(gate, Faults::default(), quiet_settings());
+            rig.live_until(Some(gate), Crash::PowerLoss, async |live| {
+                live.write(0, 256).await;
+                live.flush().await;
+                // Sectors, not clusters: up to a cluster more than the operation's bytes is touched.
+                for count in [512, 511, 505] {
+                    let span = Span { first, count };
+                    live.guest.write(&live.volume, span, Fua::No).await;
+                }
+                live.flush().await;
+            });
+            rig.verify(Crash::Kill);
+        }
+    }
 }
 
 #[test]

@@ -121,14 +121,15 @@ fn a_forced_write_takes_everything_before_it_along() {
 }
 
 #[test]
-fn long_writes_may_be_cut_only_every_256_kib_from_their_first_cluster() {
+fn only_writes_over_256_kib_may_be_cut_and_only_every_256_kib_from_their_first_cluster() {
     let model = Model::new(7, 4096, CLUSTER);
     let counts = |first, count, fill| -> Vec<usize> {
         model.cut(span(first, count), fill).iter().map(|s| s.count).collect()
     };
     assert_eq!(counts(0, 512, Fill::Data), [512]);
     assert_eq!(counts(8, 1024, Fill::Data), [512, 512]);
-    assert_eq!(counts(10, 512, Fill::Data), [510, 2]);
+    assert_eq!(counts(10, 512, Fill::Data), [512]);
+    assert_eq!(counts(10, 513, Fill::Data), [510, 3]);
     assert_eq!(counts(3, 2000, Fill::Zeroes), [5, 1992, 3]);
     assert_eq!(counts(3, 2, Fill::Zeroes), [2]);
 }
