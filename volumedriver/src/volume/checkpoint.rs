@@ -5,17 +5,18 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::fault::{Fault, Kind, Result};
+use volumedriver_core::format::Change;
 use volumedriver_core::format::manifest::{RunRef, Shape, ShapeChange, TlogRef};
 use volumedriver_core::format::names;
 use volumedriver_core::format::run::{
-    MapExtent, RunIndex, RunWriter, Tail, decode_block, decode_tail,
+    MapExtent, RunBlock, RunIndex, RunWriter, Tail, decode_tail,
 };
 use volumedriver_core::format::tlog::Tlog;
 use volumedriver_core::map::merge::{Holes, merge_runs};
-use volumedriver_core::map::{Page, checkpoint};
+use volumedriver_core::map::{Page, checkpoint, mapping_of};
 use volumedriver_core::units::{
-    ClusterAddr, ClusterCount, PAGE_CLUSTERS, PageNo, RunNo, TlogNo, VolumeId,
+    ClusterAddr, ClusterCount, Mapping, PAGE_CLUSTERS, PageNo, RunNo, ScoSeq, TlogNo, VolumeId,
 };
 
 use super::chain::{put_certainly, until_answered};
@@ -23,7 +24,7 @@ use super::{Shared, Volume};
 use crate::world::{ObjectStore, PageBatch, PageStore, World};
 
 /// TLogs that make a run.
-const TLOGS_PER_RUN: usize = 32;
+pub(super) const TLOGS_PER_RUN: usize = 32;
 /// A run is merged into a new one unless it is this many times larger.
 const GROWTH: u64 = 2;
 /// Runs larger than this are not merged any more: bounds the memory of a merge.
@@ -40,21 +41,69 @@ impl<W: World> Volume<W> {
         let (namespace, name) =
             (names::namespace(self.id), names::tlog(reference.epoch, reference.no));
         let bytes = fetch(&self.shared, &namespace, &name, 0, reference.object_bytes).await?;
-        Tlog::decode(&bytes).map_err(|f| f.about(format!("{namespace}/{name}")))
+        let checked = Tlog::decode(&bytes).and_then(|tlog| {
+            tlog.check_named(self.id, &reference)?;
+            // The map takes for granted that changes lie in the volume.
+            let mut core = self.core.borrow_mut();
+            tlog.scos.iter().try_for_each(|sco| core.map().check(&sco.changes))?;
+            Ok(tlog)
+        });
+        checked.map_err(|f| f.about(format!("{namespace}/{name}")))
     }
 
-    /// Makes a run of the TLogs when they are many, and deletes what earlier runs replaced.
+    /// Pages as the last manifest has them, made from its runs and TLogs. A page that is not in memory has no changes beyond
+    /// that.
+    pub(super) async fn rebuild_pages(&self, pages: Vec<PageNo>) -> Result<Vec<(PageNo, Page)>> {
+        let shape = self.core.borrow().shape().clone();
+        // Per page, oldest first.
+        let mut parts: Vec<(PageNo, Vec<MapExtent>)> =
+            pages.into_iter().map(|page| (page, Vec::new())).collect();
+        for run in &shape.runs {
+            let index = load_index(&self.shared, self.id, &shape, run).await?;
+            for (page, extents) in &mut parts {
+                let blocks = (run, index.blocks_for(*page));
+                let found = load_blocks(&self.shared, self.id, shape.last_sco, blocks).await?;
+                extents.extend(found);
+            }
+        }
+        for reference in &shape.tlogs {
+            for sco in self.fetch_tlog(*reference).await?.scos {
+                for (page, extents) in &mut parts {
+                    extents.extend(touching(*page, sco.id.seq, &sco.changes));
+                }
+            }
+        }
+        let build = |(page, extents): (PageNo, Vec<MapExtent>)| {
+            (page, Page::from_extents(page, &extents))
+        };
+        Ok(parts.into_iter().map(build).collect())
+    }
+
+    /// Makes a run of the TLogs when they are many, and deletes what earlier runs replaced. What cannot be done now is done
+    /// later: a checkpoint is no reason to stop uploading.
     pub(super) async fn compact_if_due(&self) -> Result<()> {
         self.delete_obsolete().await;
         let tlogs = self.core.borrow().shape().tlogs.clone();
-        let Some(last) = tlogs.last().filter(|_| tlogs.len() >= TLOGS_PER_RUN) else {
-            return Ok(());
-        };
-        // The page store must not depend on TLogs that a run replaces.
-        if let Err(fault) = self.persist_pages(last.no).await {
-            tracing::warn!(vdisk = self.name, %fault, "map pages cannot be written; no checkpoint now");
+        if tlogs.len() < self.compact_at.get() {
             return Ok(());
         }
+        match self.compact(tlogs).await {
+            Ok(()) => self.compact_at.set(TLOGS_PER_RUN),
+            Err(fault) if matches!(fault.kind, Kind::Fenced | Kind::Closed | Kind::Bug) => {
+                return Err(fault);
+            }
+            Err(fault) => {
+                tracing::error!(vdisk = self.name, %fault, "no checkpoint of the map now");
+                self.compact_at.set(self.compact_at.get().saturating_add(TLOGS_PER_RUN));
+            }
+        }
+        Ok(())
+    }
+
+    async fn compact(&self, tlogs: Vec<TlogRef>) -> Result<()> {
+        let Some(last) = tlogs.last() else { return Ok(()) };
+        // The page store must not depend on TLogs that a run replaces.
+        self.persist_pages(last.no).await?;
         self.shared.world.pages().sync().await?;
         let mut contents = Vec::with_capacity(tlogs.len());
         for reference in &tlogs {
@@ -89,7 +138,7 @@ impl<W: World> Volume<W> {
         let namespace = names::namespace(self.id);
         let mut sources: Vec<std::vec::IntoIter<MapExtent>> = vec![newest.into_iter()];
         for older in merged.iter().rev() {
-            sources.push(load_run(&self.shared, self.id, older).await?.into_iter());
+            sources.push(load_run(&self.shared, self.id, shape, older).await?.into_iter());
         }
         let beneath = shape.runs.len() > merged.len();
         let holes = if beneath { Holes::Keep } else { Holes::Drop };
@@ -121,16 +170,29 @@ impl<W: World> Volume<W> {
     }
 }
 
+/// What these changes of an SCO say of a page.
+fn touching(page: PageNo, sco: ScoSeq, changes: &[Change]) -> impl Iterator<Item = MapExtent> {
+    let (first, end) = (page.0 * PAGE_CLUSTERS, (page.0 + 1) * PAGE_CLUSTERS);
+    let inside = move |change: &&Change| {
+        change.addr.0 < end && change.addr.0.saturating_add(change.count.0) > first
+    };
+    changes.iter().filter(inside).map(move |change| MapExtent {
+        addr: change.addr,
+        count: change.count,
+        mapping: mapping_of(sco, &change.kind),
+    })
+}
+
 /// The newest runs worth merging with `entries` new ones: each less than twice what comes above it.
 fn mergeable(shape: &Shape, mut entries: u64) -> Vec<RunRef> {
     let mut bytes = 0;
     let mut first = shape.runs.len();
     for run in shape.runs.iter().rev() {
-        bytes += run.object_bytes;
+        bytes = run.object_bytes.saturating_add(bytes);
         if run.entry_count > entries.saturating_mul(GROWTH) || bytes > MOST_MERGED_BYTES {
             break;
         }
-        entries += run.entry_count;
+        entries = run.entry_count.saturating_add(entries);
         first -= 1;
     }
     shape.runs.get(first..).unwrap_or_default().to_vec()
@@ -144,15 +206,24 @@ async fn fetch<W: World>(
     len: u64,
 ) -> Result<Bytes> {
     let get = async || shared.world.store().get_range(namespace, name, offset, len).await;
-    let found = until_answered(&shared.world, name, || false, get).await?;
-    found.ok_or_else(|| Fault::corrupt(format!("{namespace}/{name} is missing on the backend")))
+    match until_answered(&shared.world, name, || false, get).await {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Err(Fault::corrupt(format!("{namespace}/{name} is missing on the backend"))),
+        // Its length is what the manifest says: what is shorter is damaged.
+        Err(fault) if fault.kind == Kind::Invalid => {
+            Err(Fault::corrupt(format!("{namespace}/{name} is cut short")).because(fault))
+        }
+        Err(fault) => Err(fault),
+    }
 }
 
 async fn load_index<W: World>(
     shared: &Shared<W>,
     volume: VolumeId,
+    shape: &Shape,
     run: &RunRef,
 ) -> Result<RunIndex> {
+    let size = shape.cluster_size.clusters_covering(shape.size);
     let (namespace, name) = (names::namespace(volume), names::run(run.epoch, run.no));
     let mut wanted = TAIL_BYTES.min(run.object_bytes);
     loop {
@@ -160,7 +231,10 @@ async fn load_index<W: World>(
         let tail = fetch(shared, &namespace, &name, at, wanted).await?;
         let about = |f: Fault| f.about(format!("{namespace}/{name}"));
         match decode_tail(run.object_bytes, &tail).map_err(about)? {
-            Tail::Index(index) => return Ok(index),
+            Tail::Index(index) => {
+                index.check(volume, run, size).map_err(about)?;
+                return Ok(index);
+            }
             Tail::Longer(more) if more > wanted && more <= run.object_bytes => wanted = more,
             Tail::Longer(_) => return Err(about(Fault::corrupt("its index does not fit"))),
         }
@@ -171,32 +245,39 @@ async fn load_index<W: World>(
 async fn load_run<W: World>(
     shared: &Shared<W>,
     volume: VolumeId,
+    shape: &Shape,
     run: &RunRef,
 ) -> Result<Vec<MapExtent>> {
-    let index = load_index(shared, volume, run).await?;
-    load_blocks(shared, volume, run, &index, 0..index.blocks.len()).await
+    let index = load_index(shared, volume, shape, run).await?;
+    load_blocks(shared, volume, shape.last_sco, (run, &index.blocks)).await
 }
 
+/// The extents of neighbouring blocks of a run, which may map to SCOs up to `last_sco`.
 async fn load_blocks<W: World>(
     shared: &Shared<W>,
     volume: VolumeId,
-    run: &RunRef,
-    index: &RunIndex,
-    blocks: std::ops::Range<usize>,
+    last_sco: ScoSeq,
+    (run, blocks): (&RunRef, &[RunBlock]),
 ) -> Result<Vec<MapExtent>> {
-    let blocks = index.blocks.get(blocks).unwrap_or_default();
     let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return Ok(Vec::new()) };
     let (namespace, name) = (names::namespace(volume), names::run(run.epoch, run.no));
     let (from, to) = (first.bytes.start, last.bytes.end);
     let bytes = fetch(shared, &namespace, &name, from, to - from).await?;
+    let about = |f: Fault| f.about(format!("{namespace}/{name}"));
     let mut extents = Vec::new();
     for block in blocks {
         let range = (block.bytes.start - from) as usize..(block.bytes.end - from) as usize;
         let part = bytes.get(range).unwrap_or_default();
-        extents
-            .append(&mut decode_block(part).map_err(|f| f.about(format!("{namespace}/{name}")))?);
+        extents.append(&mut block.decode(part).map_err(about)?);
     }
-    Ok(extents)
+    let unpublished = |extent: &&MapExtent| matches!(extent.mapping, Mapping::At(at) if at.sco > last_sco);
+    match extents.iter().find(unpublished) {
+        None => Ok(extents),
+        Some(extent) => Err(about(Fault::corrupt(format!(
+            "cluster {} maps to {:?}, the last SCO is {last_sco}",
+            extent.addr, extent.mapping
+        )))),
+    }
 }
 
 /// Fills an empty page store from the runs of a shape, window by window.
@@ -208,12 +289,12 @@ pub(super) async fn import_runs<W: World>(
 ) -> Result<()> {
     let mut indexes = Vec::with_capacity(shape.runs.len());
     for run in shape.runs.iter().rev() {
-        indexes.push((*run, load_index(shared, id, run).await?));
+        indexes.push((*run, load_index(shared, id, shape, run).await?));
     }
     let mut page = 0;
     while let Some(next) = next_page(&indexes, page) {
         let window = next..next.saturating_add(WINDOW_PAGES);
-        let pages = window_pages(shared, id, &indexes, &window).await?;
+        let pages = window_pages(shared, id, shape.last_sco, &indexes, &window).await?;
         let batch = PageBatch { holes: Vec::new(), pages, applied: TlogNo(0) };
         shared.world.pages().put(id, batch).await?;
         page = window.end;
@@ -239,6 +320,7 @@ fn next_page(indexes: &[(RunRef, RunIndex)], page: u64) -> Option<u64> {
 async fn window_pages<W: World>(
     shared: &Shared<W>,
     id: VolumeId,
+    last_sco: ScoSeq,
     indexes: &[(RunRef, RunIndex)],
     window: &std::ops::Range<u64>,
 ) -> Result<Vec<(PageNo, Bytes)>> {
@@ -247,7 +329,8 @@ async fn window_pages<W: World>(
     for (run, index) in indexes {
         let first = index.blocks.partition_point(|block| block.end.0 <= from);
         let end = index.blocks.partition_point(|block| block.first.0 < to);
-        let extents = load_blocks(shared, id, run, index, first..end.max(first)).await?;
+        let blocks = index.blocks.get(first..end.max(first)).unwrap_or_default();
+        let extents = load_blocks(shared, id, last_sco, (run, blocks)).await?;
         sources.push(extents.into_iter());
     }
     let mut pages: Vec<(PageNo, Vec<MapExtent>)> = Vec::new();
