@@ -126,6 +126,11 @@ impl Decay {
         Some(Self { what, node, held: held_by_volume(&target.journal), last_record })
     }
 
+    #[must_use]
+    pub fn what(&self) -> String {
+        self.what.to_string()
+    }
+
     /// What this volume, as it was just opened, must do.
     #[must_use]
     pub fn duty(&self, volume: &Volume) -> Duty {
@@ -190,7 +195,9 @@ impl Decay {
             What::Cluster(_, change, cluster) => {
                 why.contains(&format!("change {} wrote from cluster {cluster} on", change.seq))
             }
-            What::Record(_) => why.contains("lost") || why.contains("from change"),
+            What::Record(_) => {
+                ["lost", "may hold", "from change"].iter().any(|word| why.contains(word))
+            }
             What::Tail(_) | What::Spare(_) => true,
         };
         match duty {

@@ -173,6 +173,7 @@ impl Sim {
         let others = trouble.pick(&[(4, Crash::Kill), (3, Crash::PowerLoss), (1, Crash::DiscardLocal)]);
         for host in 0..HOSTS {
             let crash = if host == owner { crash } else { others };
+            tracing::info!(host, owner = host == owner, ?crash, "starts again");
             self.universe.restart_host(host, crash);
             if crash == Crash::DiscardLocal {
                 self.nodes[host].set(NodeId(rng.bytes16()));
@@ -198,9 +199,14 @@ impl Sim {
                 self.universe.decay_page(host);
             }
         }
-        if !self.read_only.get() && trouble.rng.chance(trouble.journal_decays) {
+        // One thing at a time: what decayed before the last life is judged first.
+        let judged = self.decay.borrow().is_none();
+        if judged && trouble.rng.chance(trouble.journal_decays) {
             let node = self.nodes[host].get();
             let decay = Decay::plant(&self.universe, host, node, &mut trouble.rng);
+            if let Some(decay) = &decay {
+                tracing::info!(host, what = %decay.what(), "decayed");
+            }
             *self.decay.borrow_mut() = decay;
         }
     }
@@ -212,9 +218,12 @@ impl Sim {
         let mut duties = Vec::new();
         for n in 0..self.created.len() {
             let volume = self.open(&engine, n).await?;
-            duties.push(self.judge(&volume));
+            let duty = self.judge(&volume);
+            tracing::info!(vdisk = volume.name(), ?duty, state = ?volume.state(), "opened");
+            duties.push(duty);
             volumes.push(volume);
         }
+        engine.shard.settle();
         let any_read_only = volumes.iter().any(|volume| volume.state() != State::Running);
         self.read_only.set(any_read_only);
         for (n, volume) in volumes.iter().enumerate() {
@@ -230,7 +239,7 @@ impl Sim {
         if rng.chance(self.plan.trouble.contests) {
             let before = rng.below(budget + 1);
             self.guests_work(&volumes, rng, before).await;
-            return self.contest(&volumes, rng, budget - before).await;
+            return self.contest(&engine, &volumes, rng, budget - before).await;
         }
         self.guests_work(&volumes, rng, budget).await;
         ceilings::check(self, &engine);

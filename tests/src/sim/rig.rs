@@ -172,6 +172,7 @@ impl Rig {
         };
         match self.open(&engine).await {
             Ok(volume) => {
+                engine.shard.settle();
                 let (guest, universe) = (self.guest.clone(), self.universe.clone());
                 End::Finished(script(&Live { engine, volume, guest, universe }).await)
             }

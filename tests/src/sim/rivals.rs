@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use volumedriver_core::fault::{Fault, Kind, Result};
 
-use super::engine::{State, Volume};
+use super::engine::{Engine, State, Volume};
 use super::guest::{Excuse, Guest, Step};
 use super::life::Sim;
 use crate::model::{OpNo, Place};
@@ -33,6 +33,7 @@ impl Sim {
     /// The serving host's volumes are taken over by the other host; both sides go on for a while.
     pub(super) async fn contest(
         &self,
+        outgoing: &Engine,
         old: &[Rc<Volume>],
         rng: &mut Rng,
         budget: u64,
@@ -64,6 +65,7 @@ impl Sim {
             taken.push(words);
             new.push(volume);
         }
+        engine.shard.settle();
         let heals_at = rng.below(budget + 1);
         for step in 0..budget {
             if step == heals_at {
@@ -87,7 +89,7 @@ impl Sim {
         for guest in self.guests.borrow().clone() {
             guest.settle().await;
         }
-        self.end_of_contest(&stale, old, taken).await
+        self.end_of_contest(outgoing, &stale, old, taken).await
     }
 
     /// The guests of the owner that is about to be replaced; they stand being told so.
@@ -159,15 +161,17 @@ impl Sim {
     /// there when the new one took over.
     async fn end_of_contest(
         &self,
+        outgoing: &Engine,
         stale: &[Rc<Guest>],
         old: &[Rc<Volume>],
         taken: Vec<Vec<OpNo>>,
     ) -> Result<()> {
-        let alive = !self.universe.is_down(1 - self.serving.get());
+        let loser = 1 - self.serving.get();
         for ((guest, volume), words) in stale.iter().zip(old).zip(taken) {
-            if alive && !self.is_broken() {
-                self.make_it_learn(guest, volume).await;
+            if !self.universe.is_down(loser) && !self.is_broken() {
+                self.make_it_learn(outgoing, guest, volume).await;
             }
+            // Also what it learned just now to have been uploaded before.
             let told = guest.model.borrow().check(words, Place::Backend);
             if let Err(what) = told {
                 self.findings.add(format!("P3: lost at the takeover: {what}"));
@@ -178,16 +182,25 @@ impl Sim {
         Ok(())
     }
 
-    async fn make_it_learn(&self, guest: &Guest, volume: &Volume) {
+    async fn make_it_learn(&self, outgoing: &Engine, guest: &Guest, volume: &Volume) {
         if volume.last_seq() <= volume.published_seq() {
             return;
         }
-        match tokio::time::timeout(LEARNS_WITHIN, volume.drain()).await {
-            Ok(Err(_)) => {}
-            Ok(Ok(())) => self.findings.add("P3: a stale owner was told that its writes are uploaded"),
-            Err(_) => self.findings.add("P3: a stale owner waits for an upload for ever"),
+        let loser = 1 - self.serving.get();
+        let drained = match tokio::time::timeout(LEARNS_WITHIN, guest.drain(volume)).await {
+            Ok(drained) => drained,
+            // It crashed meanwhile.
+            Err(_) if self.universe.is_down(loser) => return,
+            Err(_) => {
+                let state = outgoing.describe();
+                self.findings.add(format!("P3: a stale owner waits for an upload for ever:{state}"));
+                return;
+            }
+        };
+        if drained {
+            return;
         }
-        let broken = self.universe.broken_writes(1 - self.serving.get()) > 0;
+        let broken = self.universe.broken_writes(loser) > 0;
         let flips = self.plan.faults.store.flip_on_read > 0;
         if !broken && !flips && volume.state() != State::Fenced {
             let state = volume.state();

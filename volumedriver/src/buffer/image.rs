@@ -3,9 +3,11 @@
 use std::ops::Range;
 
 use volumedriver_core::fault::{Kind, Result};
+use volumedriver_core::format::ChangeKind;
 use volumedriver_core::format::journal::{
-    BLOCK_BYTES, BadCluster, RecordHeader, verify_payload,
+    BLOCK_BYTES, BadCluster, Entry, RecordHeader, verify_payload,
 };
+use volumedriver_core::units::ClusterCrc;
 
 use super::device;
 use crate::io::buf::AlignedBuf;
@@ -89,14 +91,17 @@ impl Image {
         at: usize,
         record: &RecordHeader,
     ) -> Result<Vec<BadCluster>> {
-        let range = at..at + record.payload_bytes as usize;
-        let bad = |image: &Self| verify_payload(record, &image.bytes[range.clone()]);
-        if bad(self).is_empty() {
+        let payload = at..at + record.payload_bytes as usize;
+        if verify_payload(record, &self.bytes[payload.clone()]).is_empty() {
             return Ok(Vec::new());
         }
-        let is_good = |payload: &[u8]| verify_payload(record, payload).is_empty();
-        self.read_again(file, range.clone(), is_good).await?;
-        Ok(bad(self))
+        // Each by itself: another one may be beyond repair.
+        for (range, crc) in clusters_of(record, at) {
+            if ClusterCrc::of(&self.bytes[range.clone()]) != crc {
+                self.read_again(file, range, |cluster| ClusterCrc::of(cluster) == crc).await?;
+            }
+        }
+        Ok(verify_payload(record, &self.bytes[payload]))
     }
 
     /// Replaces a range by what is read there now, if that is good.
@@ -133,4 +138,21 @@ impl Image {
             None
         })
     }
+}
+
+/// Where the clusters of a record lie whose payload begins here, and their checksums.
+fn clusters_of(record: &RecordHeader, mut at: usize) -> Vec<(Range<usize>, ClusterCrc)> {
+    let mut clusters = Vec::new();
+    for section in &record.sections {
+        let width = section.cluster_size.bytes() as usize;
+        for entry in &section.entries {
+            let Entry::Change { change, .. } = entry else { continue };
+            let ChangeKind::Data { crcs, .. } = &change.kind else { continue };
+            for crc in crcs {
+                clusters.push((at..at + width, *crc));
+                at += width;
+            }
+        }
+    }
+    clusters
 }

@@ -166,6 +166,12 @@ impl<W: World> Buffer<W> {
         self.inner.freed();
     }
 
+    /// Every volume there is was opened: what none of them needs may be freed. Until then the traces of damage stay.
+    pub fn settle(&self) {
+        self.inner.tail.borrow_mut().settle();
+        self.inner.freed();
+    }
+
     /// Makes everything appended before this call durable, for all volumes.
     pub async fn flush(&self) -> Result<()> {
         self.inner.flush().await
@@ -376,6 +382,11 @@ impl<W: World> VolumeLog<W> {
     pub fn dispose(&self, up_to: ScoSeq) {
         self.inner.tail.borrow_mut().dispose(self.volume, up_to);
         self.inner.freed();
+    }
+
+    /// Keeps the buffer's contents as they are until the volume is forgotten: the next opening must find the same damage.
+    pub fn keep(&self) {
+        self.inner.tail.borrow_mut().keep(self.volume);
     }
 
     /// What epochs before this one wrote under the SCO's position is obsolete.

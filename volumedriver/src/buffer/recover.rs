@@ -90,7 +90,7 @@ pub(super) async fn open<W: World>(
     for found in &files {
         found.file.sync().await?;
     }
-    recognize(&mut files).await?;
+    recognize(&mut files, config).await?;
     infer_lost_header(&mut files);
     let unreadable = files.iter().filter(|file| matches!(file.state, Found::Unreadable)).count();
     let (used, rest) = split_used(files)?;
@@ -105,6 +105,9 @@ pub(super) async fn open<W: World>(
     tail.next_number = next_number;
     tail.resume(journal.last_entry(), journal.durable_record);
     let damaged = !journal.lost.is_empty() || unreadable > 0;
+    if damaged || journal.records.iter().any(|record| !record.bad.is_empty()) {
+        tail.hold();
+    }
     let replayed = fill_tail(&mut tail, used, journal);
     for found in rest {
         let len = found.file.len();
@@ -211,16 +214,19 @@ async fn make_missing<W: World>(
     Ok(number)
 }
 
-/// Gives segments whose header is damaged their place by what their records say.
-async fn recognize<F: DiskFile>(files: &mut [FoundFile<F>]) -> Result<()> {
+/// Gives segments whose header is damaged their place by what their records say, and a new header.
+async fn recognize<F: DiskFile>(files: &mut [FoundFile<F>], config: &BufferConfig) -> Result<()> {
     let known: Vec<u64> = files.iter().filter_map(FoundFile::use_no).collect();
     // A segment is freed before its header is wiped: the one before the oldest may be either.
     let oldest = known.iter().min().map_or(0, |oldest| oldest.saturating_sub(1));
     let newest = known.iter().max().map_or(u64::MAX / 2, |newest| newest + 1);
     for found in files.iter_mut().filter(|file| matches!(file.state, Found::Unreadable)) {
-        let image = Image::read(&found.file, None).await?;
-        let Some(first) = image.records().next() else { continue };
-        let (use_no, first_record) = (first.segment_use, Some(first.record));
+        let mut image = Image::read(&found.file, None).await?;
+        let at_start = image.record(&found.file, BLOCK_BYTES, true).await?;
+        // Behind a damaged first record, its number is not known.
+        let first_record = at_start.as_ref().map(|record| record.record);
+        let Some(first) = at_start.or_else(|| image.records().next()) else { continue };
+        let use_no = first.segment_use;
         if known.contains(&use_no) || use_no > newest {
             continue;
         }
@@ -235,8 +241,34 @@ async fn recognize<F: DiskFile>(files: &mut [FoundFile<F>]) -> Result<()> {
             true => Found::Used(Use { use_no, first_record, cut_short: false }),
             false => Found::Freed,
         };
+        if let (true, Some(first_record)) = (live, first_record) {
+            repair_header(&found.file, config, use_no, first_record).await;
+        }
     }
     Ok(())
+}
+
+/// Without it the next loss of a header would be one too many.
+async fn repair_header<F: DiskFile>(
+    file: &F,
+    config: &BufferConfig,
+    use_no: u64,
+    first_record: u64,
+) {
+    let (node, shard, segment_bytes) = (config.node, config.shard, file.len());
+    let header = SegmentHeader { node, shard, use_no, first_record, segment_bytes };
+    if let Err(fault) = file.write_at(vec![header_block(&header)], 0, Durability::Now).await {
+        tracing::warn!(%fault, "the header cannot be written now");
+    }
+}
+
+/// A header as it is written.
+pub(super) fn header_block(header: &SegmentHeader) -> AreaSlice {
+    let mut block = [0; BLOCK_BYTES];
+    header.encode(&mut block);
+    let mut buf = AlignedBuf::zeroed(BLOCK_BYTES);
+    buf.copy_from_slice(&block);
+    AreaSlice::from_aligned(buf)
 }
 
 /// If just one use is missing in the sequence and just one file has no header, they belong together.
@@ -363,8 +395,11 @@ impl Journal {
         let Scanned { records, holes } = scanned;
         let stated = records.iter().map(|record| record.header.durable_record);
         let durable_record = stated.max().unwrap_or(0);
-        // A segment begun earlier than any record says where the journal begins.
-        let first = used.iter().filter_map(|segment| segment.at.first_record).min().unwrap_or(1);
+        // A segment begun earlier than any record says where the journal begins; failing that, the record itself.
+        let begun = used.first().and_then(|oldest| oldest.at.first_record);
+        let found = records.first().map(|record| record.header.record);
+        let later = used.iter().filter_map(|segment| segment.at.first_record).min();
+        let first = begun.or(found.into_iter().chain(later).min()).unwrap_or(1);
         let last_record = first - 1;
         let mut journal =
             Self { records: Vec::new(), lost: Vec::new(), durable_record, last_record };

@@ -2,7 +2,7 @@
 //!
 //! All offsets are bytes in the file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use volumedriver_core::units::VolumeId;
@@ -44,6 +44,8 @@ pub(super) struct Segment<F> {
     pub chunks: Vec<Option<Area>>,
     /// Number of SCOs, per volume, with entries in it.
     pub pins: HashMap<VolumeId, u32>,
+    /// Volumes that are damaged and need it as it is.
+    pub kept_for: HashSet<VolumeId>,
 }
 
 impl<F> Segment<F> {
@@ -62,6 +64,7 @@ impl<F> Segment<F> {
             readers: 0,
             chunks,
             pins: HashMap::new(),
+            kept_for: HashSet::new(),
         }
     }
 

@@ -105,6 +105,8 @@ pub(super) struct Tail<F> {
     pub writes_in_flight: u32,
     stopping: bool,
     pub closed: bool,
+    /// Something is lost, and which volumes that concerns is not decided: nothing is freed that tells of it.
+    undecided: bool,
     pub growth: Growth,
     /// Number in the name of the next segment file.
     pub next_number: u32,
@@ -148,9 +150,28 @@ impl<F> Tail<F> {
             writes_in_flight: 0,
             stopping: false,
             closed: false,
+            undecided: false,
             growth: Growth::Possible,
             next_number: 0,
             counters: Counters::default(),
+        }
+    }
+
+    /// Recovery found that something is lost: whoever opens a volume must be able to keep the traces.
+    pub fn hold(&mut self) {
+        self.undecided = true;
+    }
+
+    /// Every volume was opened and keeps what it must.
+    pub fn settle(&mut self) {
+        self.undecided = false;
+        self.free_oldest();
+    }
+
+    /// Keeps all segments in use until the volume is forgotten: they show what it lost.
+    pub fn keep(&mut self, volume: VolumeId) {
+        for index in &self.order {
+            self.segments[*index].kept_for.insert(volume);
         }
     }
 
@@ -632,8 +653,12 @@ impl<F> Tail<F> {
     }
 
     pub fn forget(&mut self, volume: VolumeId) {
+        for segment in &mut self.segments {
+            segment.kept_for.remove(&volume);
+        }
         self.dispose(volume, ScoSeq(u64::MAX));
         self.volumes.remove(&volume);
+        self.free_oldest();
     }
 
     /// Frees used segments from the oldest on, as far as nobody needs them.
@@ -643,7 +668,8 @@ impl<F> Tail<F> {
             let idle = segment.readers == 0
                 && segment.in_flight.is_empty()
                 && segment.started == segment.end;
-            if self.active == Some(index) || !segment.pins.is_empty() || !idle {
+            let needed = !segment.pins.is_empty() || !segment.kept_for.is_empty();
+            if self.undecided || self.active == Some(index) || needed || !idle {
                 return;
             }
             segment.header = Header::Stale;

@@ -7,11 +7,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::{Either, join_all, select};
-use volumedriver_core::fault::{Kind, Result};
+use volumedriver_core::fault::{Fault, Kind, Result};
 use volumedriver_core::format::journal::BLOCK_BYTES;
 use volumedriver_core::format::segment::SegmentHeader;
 
 use super::device;
+use super::recover::header_block;
 use super::segment::{Header, Segment};
 use super::tail::{BLOCK, Batch, Growth, MAX_WRITE};
 use super::{FileOf, Inner};
@@ -58,7 +59,7 @@ pub(super) async fn run<W: World>(inner: Rc<Inner<W>>) {
             Step::Commit => {
                 since = Since::default();
                 if let Err(fault) = commit(&inner).await {
-                    inner.tail.borrow_mut().fail(&fault);
+                    inner.fail(&fault);
                 }
                 inner.freed_if_starved();
             }
@@ -67,19 +68,19 @@ pub(super) async fn run<W: World>(inner: Rc<Inner<W>>) {
                 if inner.tail.borrow_mut().append_note().is_some()
                     && let Err(fault) = commit(&inner).await
                 {
-                    inner.tail.borrow_mut().fail(&fault);
+                    inner.fail(&fault);
                 }
             }
             Step::Wipe(segment) => {
                 if let Err(fault) = wipe(&inner, segment).await {
-                    inner.tail.borrow_mut().fail(&fault);
+                    inner.fail(&fault);
                 }
             }
             Step::Write => {
                 since = Since::default();
                 inner.tail.borrow_mut().close_record();
                 if let Err(fault) = start_write(&inner).await {
-                    inner.tail.borrow_mut().fail(&fault);
+                    inner.fail(&fault);
                 }
             }
             Step::Wait(how_long) => wait(&inner, how_long).await,
@@ -229,6 +230,12 @@ async fn write_records<W: World>(inner: &Inner<W>, batch: Batch, durability: Dur
 }
 
 impl<W: World> Inner<W> {
+    /// The journal takes no more, and nobody may wait for room that never comes.
+    fn fail(&self, fault: &Fault) {
+        self.tail.borrow_mut().fail(fault);
+        self.room.notify_waiters();
+    }
+
     fn freed_if_starved(&self) {
         if std::mem::take(&mut self.tail.borrow_mut().starved) {
             self.room.notify_waiters();
@@ -261,11 +268,7 @@ async fn write_header<W: World>(inner: &Inner<W>, index: usize) -> Result<()> {
         };
         (segment.file.clone(), header)
     };
-    let mut block = [0; BLOCK_BYTES];
-    header.encode(&mut block);
-    let mut buf = AlignedBuf::zeroed(BLOCK_BYTES);
-    buf.copy_from_slice(&block);
-    let block = vec![AreaSlice::from_aligned(buf)];
+    let block = vec![header_block(&header)];
     device::write(inner, &file, block, 0, Durability::Now).await?;
     let mut tail = inner.tail.borrow_mut();
     tail.segments[index].header = Header::Written;

@@ -97,6 +97,11 @@ impl<W: World> Shard<W> {
         self.replayed.borrow().keys().copied().collect()
     }
 
+    /// All volumes of this node were opened, and what the write buffer has of others was given up.
+    pub fn settle(&self) {
+        self.shared.buffer.settle();
+    }
+
     /// Gives up what the write buffer holds of a volume that no longer exists.
     pub fn forget(&self, id: VolumeId) {
         self.replayed.borrow_mut().remove(&id);

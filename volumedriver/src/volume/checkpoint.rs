@@ -29,6 +29,8 @@ pub(super) const TLOGS_PER_RUN: usize = 32;
 const GROWTH: u64 = 2;
 /// Runs larger than this are not merged any more: bounds the memory of a merge.
 const MOST_MERGED_BYTES: u64 = 64 << 20;
+/// Attempts at reading what does not match its checksum.
+const FETCHES: u32 = 5;
 /// First guess at the size of a run's index, bytes.
 const TAIL_BYTES: u64 = 64 * 1024;
 /// Map pages imported at a time: bounds memory at 64 MiB of extents per run.
@@ -40,15 +42,16 @@ impl<W: World> Volume<W> {
     pub(super) async fn fetch_tlog(&self, reference: TlogRef) -> Result<Tlog> {
         let (namespace, name) =
             (names::namespace(self.id), names::tlog(reference.epoch, reference.no));
-        let bytes = fetch(&self.shared, &namespace, &name, 0, reference.object_bytes).await?;
-        let checked = Tlog::decode(&bytes).and_then(|tlog| {
+        let place = Place { namespace: &namespace, name: &name, offset: 0 };
+        fetch_good(&self.shared, place, reference.object_bytes, |bytes| {
+            let tlog = Tlog::decode(bytes)?;
             tlog.check_named(self.id, &reference)?;
             // The map takes for granted that changes lie in the volume.
             let mut core = self.core.borrow_mut();
             tlog.scos.iter().try_for_each(|sco| core.map().check(&sco.changes))?;
             Ok(tlog)
-        });
-        checked.map_err(|f| f.about(format!("{namespace}/{name}")))
+        })
+        .await
     }
 
     /// Pages as the last manifest has them, made from its runs and TLogs. A page that is not in memory has no changes beyond
@@ -217,6 +220,32 @@ async fn fetch<W: World>(
     }
 }
 
+/// Where something lies on the backend.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    offset: u64,
+}
+
+/// Reads until what came is good: a bit may have flipped on its way, and the store may have another copy (P2).
+async fn fetch_good<W: World, T>(
+    shared: &Shared<W>,
+    place: Place<'_>,
+    len: u64,
+    decode: impl Fn(&Bytes) -> Result<T>,
+) -> Result<T> {
+    let Place { namespace, name, offset } = place;
+    let mut attempts = 1;
+    loop {
+        let bytes = fetch(shared, namespace, name, offset, len).await?;
+        match decode(&bytes) {
+            Err(fault) if fault.kind == Kind::Corrupt && attempts < FETCHES => attempts += 1,
+            outcome => return outcome.map_err(|f| f.about(format!("{namespace}/{name}"))),
+        }
+    }
+}
+
 async fn load_index<W: World>(
     shared: &Shared<W>,
     volume: VolumeId,
@@ -227,16 +256,20 @@ async fn load_index<W: World>(
     let (namespace, name) = (names::namespace(volume), names::run(run.epoch, run.no));
     let mut wanted = TAIL_BYTES.min(run.object_bytes);
     loop {
-        let at = run.object_bytes - wanted;
-        let tail = fetch(shared, &namespace, &name, at, wanted).await?;
-        let about = |f: Fault| f.about(format!("{namespace}/{name}"));
-        match decode_tail(run.object_bytes, &tail).map_err(about)? {
-            Tail::Index(index) => {
-                index.check(volume, run, size).map_err(about)?;
-                return Ok(index);
+        let offset = run.object_bytes - wanted;
+        let place = Place { namespace: &namespace, name: &name, offset };
+        let tail = fetch_good(shared, place, wanted, |tail| {
+            let tail = decode_tail(run.object_bytes, tail)?;
+            match &tail {
+                Tail::Index(index) => index.check(volume, run, size)?,
+                Tail::Longer(more) if *more > wanted && *more <= run.object_bytes => {}
+                Tail::Longer(_) => return Err(Fault::corrupt("its index does not fit")),
             }
-            Tail::Longer(more) if more > wanted && more <= run.object_bytes => wanted = more,
-            Tail::Longer(_) => return Err(about(Fault::corrupt("its index does not fit"))),
+            Ok(tail)
+        });
+        match tail.await? {
+            Tail::Index(index) => return Ok(index),
+            Tail::Longer(more) => wanted = more,
         }
     }
 }
@@ -262,22 +295,24 @@ async fn load_blocks<W: World>(
     let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return Ok(Vec::new()) };
     let (namespace, name) = (names::namespace(volume), names::run(run.epoch, run.no));
     let (from, to) = (first.bytes.start, last.bytes.end);
-    let bytes = fetch(shared, &namespace, &name, from, to - from).await?;
-    let about = |f: Fault| f.about(format!("{namespace}/{name}"));
-    let mut extents = Vec::new();
-    for block in blocks {
-        let range = (block.bytes.start - from) as usize..(block.bytes.end - from) as usize;
-        let part = bytes.get(range).unwrap_or_default();
-        extents.append(&mut block.decode(part).map_err(about)?);
-    }
-    let unpublished = |extent: &&MapExtent| matches!(extent.mapping, Mapping::At(at) if at.sco > last_sco);
-    match extents.iter().find(unpublished) {
-        None => Ok(extents),
-        Some(extent) => Err(about(Fault::corrupt(format!(
-            "cluster {} maps to {:?}, the last SCO is {last_sco}",
-            extent.addr, extent.mapping
-        )))),
-    }
+    let place = Place { namespace: &namespace, name: &name, offset: from };
+    fetch_good(shared, place, to - from, |bytes| {
+        let mut extents = Vec::new();
+        for block in blocks {
+            let range = (block.bytes.start - from) as usize..(block.bytes.end - from) as usize;
+            extents.append(&mut block.decode(bytes.get(range).unwrap_or_default())?);
+        }
+        let unpublished = |extent: &&MapExtent| {
+            matches!(extent.mapping, Mapping::At(at) if at.sco > last_sco)
+        };
+        match extents.iter().find(unpublished) {
+            None => Ok(extents),
+            Some(MapExtent { addr, mapping, .. }) => Err(Fault::corrupt(format!(
+                "cluster {addr} maps to {mapping:?}, the last SCO is {last_sco}"
+            ))),
+        }
+    })
+    .await
 }
 
 /// Fills an empty page store from the runs of a shape, window by window.

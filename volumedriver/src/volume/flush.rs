@@ -43,6 +43,7 @@ impl<W: World> Volume<W> {
                 last_sealed < upto && self.seal_now(&mut core).is_none()
             };
             if unsealed {
+                self.shared.buffer.failure().map_or(Ok(()), Err)?;
                 self.shared.pressure.notify_one();
                 self.shared.buffer.room().await;
                 continue;

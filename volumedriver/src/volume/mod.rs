@@ -279,7 +279,7 @@ impl<W: World> Volume<W> {
         *self.state.borrow_mut() = State::Closed;
         self.drained.notify_waiters();
         self.sealed.notify_one();
-        {
+        if self.uploads_ended.borrow().is_none() {
             let done = self.uploader_done.notified();
             let patience = self.shared.world.sleep(CLOSE_PATIENCE);
             futures_util::pin_mut!(done, patience);

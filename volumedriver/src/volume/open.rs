@@ -114,7 +114,9 @@ impl<W: World> Volume<W> {
         let volume = Rc::new(Self::assemble(shared, id, settings, found, applied));
         volume.apply_tlogs(applied).await?;
         volume.take_back(std::mem::take(left));
-        volume.shared.world.spawn(volume.clone().run_uploader());
+        if volume.uploads_ended.borrow().is_none() {
+            volume.shared.world.spawn(volume.clone().run_uploader());
+        }
         Ok(volume)
     }
 
@@ -177,7 +179,7 @@ impl<W: World> Volume<W> {
         let Left { replayed, lost } = left;
         let Some(replayed) = replayed else {
             if let Some(lost) = lost.filter(|_| self.was_ours_before()) {
-                self.enter(State::ReadOnly(format!("flushed data may be lost: {}", lost.message)));
+                self.keep_damage(format!("flushed data may be lost: {}", lost.message));
             }
             return;
         };
@@ -195,8 +197,16 @@ impl<W: World> Volume<W> {
         let all: Vec<String> = damage.chain(failed.err().map(|fault| fault.to_string())).collect();
         if !all.is_empty() {
             let all = all.join("; ");
-            self.enter(State::ReadOnly(format!("flushed data in the write buffer is damaged: {all}")));
+            self.keep_damage(format!("flushed data in the write buffer is damaged: {all}"));
         }
+    }
+
+    /// The volume stays as it is until the operator decides. Nothing of it is uploaded: an SCO with a gap must not get a name
+    /// on the backend, and what is published is given up here, the trace of the damage with it.
+    fn keep_damage(&self, why: String) {
+        self.log.keep();
+        *self.uploads_ended.borrow_mut() = Some(Fault::unavailable(why.clone()));
+        self.enter(State::ReadOnly(why));
     }
 
     /// Leaves out what another owner made obsolete. What this node wrote when the volume was its own again stays.

@@ -181,6 +181,10 @@ impl<W: World> Volume<W> {
             return Ok(zeroes(cluster.bytes_of(extent.count).0));
         };
         let about = |fault: Fault| {
+            // What an owner had that was replaced meanwhile is gone: that is no damage.
+            if *self.state.borrow() == State::Fenced {
+                return self.fenced().because(fault);
+            }
             let start = cluster.start_of(extent.addr);
             fault.about(format!("vDisk {} from byte {start}", self.name))
         };
