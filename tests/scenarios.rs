@@ -161,7 +161,7 @@ fn scenario_12_a_truncated_write_buffer_without_a_copy_is_named_and_never_rolled
 #[test]
 fn scenario_14_a_flipped_bit_in_flushed_journal_data_is_detected_and_never_replayed() {
     damaged_buffer(|rig, name, len| {
-        let bytes = rig.universe.file_bytes(name);
+        let bytes = rig.universe.file_bytes(0, name);
         let last = bytes.iter().rposition(|b| *b != 0).unwrap() as u64;
         assert!(rig.universe.flip_in_file(name, last / 2, 3) && last < len);
     });
@@ -179,10 +179,10 @@ fn damaged_buffer(damage: impl Fn(&Rig, &str, u64)) {
     })
     .finished();
     let filled = |(name, len): (String, u64)| {
-        let used = rig.universe.file_bytes(&name).iter().filter(|b| **b != 0).count();
+        let used = rig.universe.file_bytes(0, &name).iter().filter(|b| **b != 0).count();
         (used, name, len)
     };
-    let (_, name, len) = rig.universe.files().into_iter().map(filled).max().unwrap();
+    let (_, name, len) = rig.universe.files(0).into_iter().map(filled).max().unwrap();
     damage(&rig, &name, len);
     let end = rig.live(Crash::Kill, async |live| {
         let State::ReadOnly(why) = live.volume.state() else {

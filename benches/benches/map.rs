@@ -50,6 +50,7 @@ fn write(addr: u64, count: u64, n: u64) -> (ScoSeq, Change) {
 
 fn dense() -> Map {
     let mut map = Map::new_unloaded(ClusterCount(CLUSTERS));
+    let since = map.begin_load();
     for page in 0..CLUSTERS / PAGE_CLUSTERS {
         let first = page * PAGE_CLUSTERS;
         let extents: Vec<_> = (first..first + PAGE_CLUSTERS)
@@ -59,8 +60,9 @@ fn dense() -> Map {
                 mapping: scattered(addr),
             })
             .collect();
-        map.install(PageNo(page), Page::from_extents(PageNo(page), &extents));
+        map.install(PageNo(page), Page::from_extents(PageNo(page), &extents), &since);
     }
+    map.end_load(since);
     map
 }
 

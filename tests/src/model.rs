@@ -25,6 +25,17 @@ type Tick = u64;
 /// Number of an operation, from 1, as its sectors carry it; 0 stands for zeroes.
 pub type OpNo = u32;
 
+/// Stands for a sector that cannot be read, where that was to be expected: nobody knows what it has.
+pub const UNREADABLE: OpNo = OpNo::MAX;
+
+/// Operations of a new owner are numbered from the next multiple of this on, so that they are told from a stale one's.
+const NUMBERS_PER_OWNER: OpNo = 1 << 20;
+
+/// Whether a sector shows something else than it should.
+fn differs(should: OpNo, seen: OpNo) -> bool {
+    should != seen && seen != UNREADABLE
+}
+
 /// Where data must be to survive a crash of some kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
@@ -96,6 +107,7 @@ pub struct AskedRead {
 pub struct AskedSync(Tick);
 
 /// One volume and its guest.
+#[derive(Clone)]
 pub struct Model {
     tag: u32,
     /// Sectors per cluster.
@@ -418,8 +430,37 @@ struct Search<'a> {
 }
 
 impl Model {
+    /// The same history as another owner continues it.
+    #[must_use]
+    pub fn taken_over(&self) -> Self {
+        let mut model = self.clone();
+        model.next_op = (self.next_op / NUMBERS_PER_OWNER + 1) * NUMBERS_PER_OWNER;
+        model
+    }
+
+    /// Checks content against P1 without going on from there; sectors may be [`UNREADABLE`].
+    pub fn check(&self, seen: Vec<OpNo>, kept: Place) -> Result<(), String> {
+        self.clone().recover(seen, kept)
+    }
+
+    /// As [`Model::recover`] from the local disk, but what was flushed there only may be missing: it may have decayed before
+    /// anything told that it was durable. Still a prefix, with everything that is on the backend.
+    pub fn recover_torn(&mut self, seen: Vec<OpNo>) -> Result<(), String> {
+        self.go_on_from(seen, Place::Backend, Place::Journal)
+    }
+
     /// Checks what a crash left against P1, and goes on from there. `kept`: the place that survived.
     pub fn recover(&mut self, seen: Vec<OpNo>, kept: Place) -> Result<(), String> {
+        self.go_on_from(seen, kept, kept)
+    }
+
+    /// Everything that reached `demanded` must be there; what is there lies in `kept`.
+    fn go_on_from(
+        &mut self,
+        seen: Vec<OpNo>,
+        demanded: Place,
+        kept: Place,
+    ) -> Result<(), String> {
         if seen.len() != self.now.len() {
             if self.resizing != Some(seen.len()) {
                 return Err(format!(
@@ -432,7 +473,7 @@ impl Model {
         }
         self.resizing = None;
         self.reading.clear();
-        let explanation = self.explain(&seen, kept)?;
+        let explanation = self.explain(&seen, demanded)?;
         let tick = self.take_tick();
         let Explanation { until, included } = explanation;
         self.pieces.retain(|number, piece| {
@@ -485,7 +526,7 @@ impl Model {
 impl<'a> Search<'a> {
     fn new(model: &'a Model, seen: &'a [OpNo]) -> Self {
         let state = model.base.clone();
-        let wrong = state.iter().zip(seen).filter(|(a, b)| a != b).count();
+        let wrong = state.iter().zip(seen).filter(|(a, b)| differs(**a, **b)).count();
         Self { model, seen, state, wrong, nearest: (usize::MAX, 0) }
     }
 
@@ -493,7 +534,7 @@ impl<'a> Search<'a> {
         self.state[span.range()]
             .iter()
             .zip(&self.seen[span.range()])
-            .filter(|(a, b)| a != b)
+            .filter(|(a, b)| differs(**a, **b))
             .count()
     }
 
@@ -557,7 +598,7 @@ impl<'a> Search<'a> {
                     let piece = &self.model.pieces[number];
                     state[piece.span.first - first..piece.span.end() - first].fill(piece.word);
                 }
-                if state == seen {
+                if !state.iter().zip(seen).any(|(a, b)| differs(*a, *b)) {
                     return Some((order, wrong));
                 }
             }
@@ -579,7 +620,7 @@ impl<'a> Search<'a> {
              nearest is tick {until} of {} with {wrong} wrong sectors:",
             self.model.tag, self.model.tick
         );
-        let wrong: Vec<usize> = (0..state.len()).filter(|n| state[*n] != self.seen[*n]).collect();
+        let wrong: Vec<usize> = (0..state.len()).filter(|n| differs(state[*n], self.seen[*n])).collect();
         for (first, count) in runs(&wrong).into_iter().take(12) {
             let part = |content: &[OpNo]| numbered(&content[first..first + count]);
             text += &format!(" [{first}+{count}] {} for {};", part(self.seen), part(&state));

@@ -38,6 +38,10 @@ enum CanaryName {
     ReorderedManifest,
     ReusedName,
     UncheckedChecksum,
+    UncheckedReplay,
+    FullDiskFails,
+    NoFence,
+    UncheckedPage,
 }
 
 impl From<CanaryName> for Canary {
@@ -47,6 +51,10 @@ impl From<CanaryName> for Canary {
             CanaryName::ReorderedManifest => Self::ReorderedManifest,
             CanaryName::ReusedName => Self::ReusedName,
             CanaryName::UncheckedChecksum => Self::UncheckedChecksum,
+            CanaryName::UncheckedReplay => Self::UncheckedReplay,
+            CanaryName::FullDiskFails => Self::FullDiskFails,
+            CanaryName::NoFence => Self::NoFence,
+            CanaryName::UncheckedPage => Self::UncheckedPage,
         }
     }
 }

@@ -181,3 +181,40 @@ fn an_interrupted_growth_may_have_happened() {
     assert!(model.recover(vec![0; 16], Place::Backend).is_ok());
     assert_eq!(model.sectors(), 16);
 }
+
+#[test]
+fn unreadable_sectors_hide_nothing_else() {
+    let model = three_writes(3);
+    let hidden = content(&[(1, 2), (super::UNREADABLE, 8), (3, 6)]);
+    model.check(hidden.clone(), Place::Journal).unwrap();
+    let mut lost = hidden.clone();
+    lost[15] = 2;
+    assert!(model.check(lost, Place::Journal).is_err(), "operation 3 is flushed");
+    // The check changed nothing: the next one starts from the same history.
+    model.check(hidden, Place::Journal).unwrap();
+    assert!(model.check(content(&[(1, 8), (2, 8)]), Place::Journal).is_err());
+}
+
+#[test]
+fn a_torn_journal_may_lack_flushed_operations_and_still_shows_a_prefix() {
+    let prefix = content(&[(1, 8), (2, 8)]);
+    assert!(three_writes(3).recover(prefix.clone(), Place::Journal).is_err());
+    three_writes(3).recover_torn(prefix.clone()).unwrap();
+    assert!(three_writes(3).recover_torn(content(&[(0, 8), (2, 8)])).is_err(), "a hole");
+    let mut published = three_writes(3);
+    flush(&mut published, Place::Backend);
+    assert!(published.recover_torn(prefix).is_err(), "it is on the backend");
+}
+
+#[test]
+fn operations_of_two_owners_are_told_apart() {
+    let mut old = three_writes(3);
+    flush(&mut old, Place::Backend);
+    let mut new = old.taken_over();
+    new.recover(content(&[(1, 2), (3, 14)]), Place::Backend).unwrap();
+    let (late, first) = (write(&mut old, 0, 8), write(&mut new, 0, 8));
+    assert_ne!(late.op, first.op);
+    let read = new.ask_read(span(0, 8));
+    let stale = new.bytes(late.op, span(0, 8));
+    assert!(new.check_read(&read, &stale).is_err(), "a stale owner's write is visible");
+}

@@ -15,6 +15,7 @@ use super::plan::{BufferSizes, VolumePlan};
 use crate::world::SimWorld;
 
 pub type Volume = volume::Volume<SimWorld>;
+pub use volumedriver::volume::State;
 
 /// One opened shard.
 #[derive(Clone)]

@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -15,9 +16,9 @@ use volumedriver_core::request::{Allocation, Fua, Reply, Request, ZeroMode};
 use volumedriver_core::units::{ByteCount, ByteOffset, SECTOR_BYTES};
 
 use super::Findings;
-use super::engine::Volume;
+use super::engine::{State, Volume};
 use super::plan::VolumePlan;
-use crate::model::{Asked, Fill, Model, Place, Span};
+use crate::model::{Asked, Fill, Model, OpNo, Place, Span, UNREADABLE};
 use crate::world::rng::Rng;
 
 const SECTOR: u64 = SECTOR_BYTES;
@@ -37,32 +38,49 @@ pub enum Step {
     Cache,
     Resize,
     Drain,
+    /// As many publications as make a checkpoint of the map, and perhaps time enough for what it replaces to be deleted.
+    Churn,
     Race,
 }
 
+/// More TLogs than make a run.
+const CHURNS: usize = 40;
+/// Longer than a replaced object is kept.
+const OUT_OF_GRACE: Duration = Duration::from_secs(700);
+
 impl Step {
+    /// Whether it only asks, and so must be answered even by a volume that takes no writes.
+    #[must_use]
+    pub fn only_reads(self) -> bool {
+        matches!(self, Self::Read | Self::ReadNow | Self::Status | Self::Cache)
+    }
+
     pub fn draw(rng: &mut Rng) -> Self {
         use Step::{
-            Cache, Drain, Flush, Race, Read, ReadNow, Resize, Status, Trim, Write, WriteNow, Zeroes,
+            Cache, Churn, Drain, Flush, Race, Read, ReadNow, Resize, Status, Trim, Write, WriteNow, Zeroes,
         };
         let fua = if rng.chance(100_000) { Fua::Yes } else { Fua::No };
         let mode = if rng.coin() { ZeroMode::MayPunch } else { ZeroMode::Allocate };
         rng.pick(&[
-            (34, Write(fua)),
-            (8, WriteNow),
-            (18, Read),
-            (4, ReadNow),
-            (8, Flush),
-            (5, Trim(fua)),
-            (5, Zeroes(mode, fua)),
-            (3, Status),
-            (2, Cache),
-            (1, Resize),
-            (1, Drain),
-            (3, Race),
+            (340, Write(fua)),
+            (80, WriteNow),
+            (180, Read),
+            (40, ReadNow),
+            (80, Flush),
+            (50, Trim(fua)),
+            (50, Zeroes(mode, fua)),
+            (30, Status),
+            (20, Cache),
+            (10, Resize),
+            (10, Drain),
+            (2, Churn),
+            (30, Race),
         ])
     }
 }
+
+/// Whether a step may fail with this.
+pub type Excuse = Rc<dyn Fn(Step, &Fault) -> bool>;
 
 /// One guest and its volume, through all lives of the host.
 pub struct Guest {
@@ -70,7 +88,7 @@ pub struct Guest {
     pub model: RefCell<Model>,
     pub findings: Findings,
     /// Errors that the faults of this run excuse.
-    pub excused: Rc<dyn Fn(&Fault) -> bool>,
+    pub excused: RefCell<Excuse>,
     locks: RefCell<Vec<Span>>,
     poisoned: RefCell<Vec<Span>>,
     unlocked: Notify,
@@ -108,19 +126,30 @@ impl Drop for Lock<'_> {
 
 impl Guest {
     #[must_use]
-    pub fn new(
-        plan: VolumePlan,
-        tag: u32,
-        findings: Findings,
-        excused: Rc<dyn Fn(&Fault) -> bool>,
-    ) -> Self {
+    pub fn new(plan: VolumePlan, tag: u32, findings: Findings, excused: Excuse) -> Self {
         let sectors = (plan.size / SECTOR) as usize;
         let cluster = (plan.cluster_size.bytes() / SECTOR) as usize;
+        Self::with_model(plan, Model::new(tag, sectors, cluster), findings, excused)
+    }
+
+    /// The guest that goes on with the volume under a new owner, while this one does not know of it yet.
+    #[must_use]
+    pub fn taken_over(&self, excused: Excuse) -> Self {
+        let model = self.model.borrow().taken_over();
+        Self::with_model(self.plan.clone(), model, self.findings.clone(), excused)
+    }
+
+    fn with_model(
+        plan: VolumePlan,
+        model: Model,
+        findings: Findings,
+        excused: Excuse,
+    ) -> Self {
         Self {
             plan,
-            model: RefCell::new(Model::new(tag, sectors, cluster)),
+            model: RefCell::new(model),
             findings,
-            excused,
+            excused: RefCell::new(excused),
             locks: RefCell::default(),
             poisoned: RefCell::default(),
             unlocked: Notify::new(),
@@ -177,12 +206,18 @@ impl Guest {
     fn accept<T>(&self, step: Step, outcome: Result<T>) -> Option<T> {
         match outcome {
             Ok(value) => Some(value),
-            Err(fault) if (self.excused)(&fault) => None,
+            Err(fault) if self.excuses(step, &fault) => None,
             Err(fault) => {
                 self.complain(step, format!("P4: failed with {:?}: {fault}", fault.kind));
                 None
             }
         }
+    }
+
+    /// Whether the faults of this run excuse that a step fails with this.
+    pub fn excuses(&self, step: Step, fault: &Fault) -> bool {
+        let excused = self.excused.borrow().clone();
+        excused(step, fault)
     }
 
     /// Notes that a step begins; its number.
@@ -214,7 +249,8 @@ impl Guest {
                 self.accept(step, volume.submit(Request::Cache { offset, len }).await);
             }
             Step::Resize => self.resize(volume, step, &mut rng).await,
-            Step::Drain => self.drain(volume).await,
+            Step::Drain => drop(self.drain(volume).await),
+            Step::Churn => self.churn(volume, &mut rng).await,
             Step::Race => self.race(volume, step, &mut rng).await,
         }
     }
@@ -267,9 +303,32 @@ impl Guest {
         let outcome = volume.submit(request).await;
         let answered = self.accept(step, outcome).is_some();
         if answered {
+            self.check_owner(volume, step);
             self.model.borrow_mut().done(asked, self.acknowledged(fua));
         }
         answered
+    }
+
+    /// P3: an owner that knows it is fenced acknowledges nothing more.
+    fn check_owner(&self, volume: &Volume, step: Step) {
+        if volume.state() == State::Fenced {
+            self.complain(step, "P3: acknowledged by an owner that knows it is fenced");
+        }
+    }
+
+    /// P3, asked again: neither door lets anything in.
+    pub async fn check_nothing_is_acknowledged(&self, volume: &Volume) {
+        if volume.state() != State::Fenced {
+            return;
+        }
+        let data = vec![1; self.plan.cluster_size.bytes() as usize];
+        let offset = ByteOffset(0);
+        let now = volume.try_write(offset, &data).is_some_and(|outcome| outcome.is_ok());
+        let write = Request::Write { offset, data: data.into(), fua: Fua::No };
+        let later = volume.submit(write).await.is_ok();
+        if now || later || volume.submit(Request::Flush).await.is_ok() {
+            self.complain(Step::Flush, "P3: a fenced owner acknowledged a write or a flush");
+        }
     }
 
     fn write_request(&self, asked: &Asked, span: Span, fua: Fua) -> Request {
@@ -365,15 +424,34 @@ impl Guest {
     pub async fn flush(&self, volume: &Volume) {
         let asked = self.model.borrow_mut().ask_sync();
         if self.accept(Step::Flush, volume.submit(Request::Flush).await).is_some() {
+            self.check_owner(volume, Step::Flush);
             self.model.borrow_mut().synced(asked, self.flush_place());
         }
     }
 
-    /// Waits until everything is uploaded.
-    pub async fn drain(&self, volume: &Volume) {
+    /// Waits until everything is uploaded; whether it was.
+    pub async fn drain(&self, volume: &Volume) -> bool {
         let asked = self.model.borrow_mut().ask_sync();
-        if self.accept(Step::Drain, volume.drain().await).is_some() {
+        let drained = self.accept(Step::Drain, volume.drain().await).is_some();
+        if drained {
+            self.check_owner(volume, Step::Drain);
             self.model.borrow_mut().synced(asked, Place::Backend);
+        }
+        drained
+    }
+
+    async fn churn(&self, volume: &Volume, rng: &mut Rng) {
+        let cluster = (self.plan.cluster_size.bytes() / SECTOR) as usize;
+        for n in 0..=CHURNS {
+            if n == CHURNS && rng.coin() {
+                tokio::time::sleep(OUT_OF_GRACE).await;
+            }
+            let clusters = self.model.borrow().sectors() / cluster;
+            let first = rng.below(clusters as u64) as usize * cluster;
+            self.write(volume, Span { first, count: cluster }, Fua::No).await;
+            if !self.drain(volume).await {
+                return;
+            }
         }
     }
 
@@ -387,6 +465,7 @@ impl Guest {
         self.model.borrow_mut().ask_resize(wanted as usize);
         let outcome = volume.resize(ByteCount(wanted * SECTOR)).await;
         if self.accept(step, outcome).is_some() {
+            self.check_owner(volume, step);
             self.model.borrow_mut().resized(wanted as usize);
             lock.release();
         }
@@ -462,50 +541,78 @@ impl Guest {
         }
     }
 
-    /// Reads, several times if need be: what was flipped on its way once is read well another time.
-    async fn read_again(
-        &self,
-        volume: &Volume,
-        offset: ByteOffset,
-        len: ByteCount,
-    ) -> Option<Vec<u8>> {
+    /// Reads, several times if need be: what was flipped on its way once is read well another time. `None` for what cannot be
+    /// read at all.
+    async fn read_again(&self, volume: &Volume, span: Span) -> Result<Option<Vec<u8>>> {
         const ATTEMPTS: usize = 100;
+        let (offset, len) = bytes_of(span);
         for _ in 0..ATTEMPTS {
             match volume.submit(Request::Read { offset, len }).await {
-                Ok(Reply::Data(pieces)) => return Some(pieces.concat()),
-                Err(fault) if (self.excused)(&fault) => {}
-                other => {
-                    self.complain(Step::Read, format!("after a restart: {other:?}"));
-                    return None;
-                }
+                Ok(Reply::Data(pieces)) => return Ok(Some(pieces.concat())),
+                Ok(other) => return Err(Fault::bug(format!("a read answered {other:?}"))),
+                Err(fault) if self.excuses(Step::Read, &fault) => {}
+                Err(fault) if is_damage(&fault) => return Ok(None),
+                Err(fault) => return Err(fault),
             }
         }
-        self.complain(
-            Step::Read,
-            format!("P2: {len} bytes at {offset} cannot be read although the objects are good"),
-        );
-        None
+        Ok(None)
+    }
+
+    /// The whole volume as it is now; sectors that cannot be read are [`UNREADABLE`]. `None` when something was wrong.
+    pub async fn look(&self, volume: &Volume) -> Option<Vec<OpNo>> {
+        const PART: usize = 2048;
+        let sectors = (volume.size().0 / SECTOR) as usize;
+        let mut words = Vec::with_capacity(sectors);
+        for first in (0..sectors).step_by(PART) {
+            let span = Span { first, count: PART.min(sectors - first) };
+            words.extend(self.look_at(volume, span).await?);
+        }
+        Some(words)
+    }
+
+    async fn look_at(&self, volume: &Volume, span: Span) -> Option<Vec<OpNo>> {
+        let whole = match self.read_again(volume, span).await {
+            Ok(whole) => whole,
+            Err(fault) => {
+                self.complain(Step::Read, format!("after a restart: {fault}"));
+                return None;
+            }
+        };
+        let Some(data) = whole else {
+            // Damage concerns single clusters.
+            let cluster = (self.plan.cluster_size.bytes() / SECTOR) as usize;
+            if span.count <= cluster {
+                return Some(vec![UNREADABLE; span.count]);
+            }
+            let mut words = Vec::with_capacity(span.count);
+            for first in (span.first..span.end()).step_by(cluster) {
+                let part = Span { first, count: cluster.min(span.end() - first) };
+                words.extend(Box::pin(self.look_at(volume, part)).await?);
+            }
+            return Some(words);
+        };
+        let decoded = self.model.borrow().decode(span.first, &data);
+        decoded.map_err(|what| self.complain(Step::Read, format!("P2 after a restart: {what}"))).ok()
     }
 
     /// Reads the whole volume after a crash and checks it against P1. False when it could not be read.
     pub async fn recover(&self, volume: &Volume, kept: Place) -> bool {
-        const PART: u64 = 1 << 20;
-        let size = volume.size().0;
-        let mut words = Vec::new();
-        for start in (0..size).step_by(PART as usize) {
-            let len = ByteCount(PART.min(size - start));
-            let Some(data) = self.read_again(volume, ByteOffset(start), len).await else {
-                return false;
-            };
-            match self.model.borrow().decode((start / SECTOR) as usize, &data) {
-                Ok(part) => words.extend(part),
-                Err(what) => {
-                    self.complain(Step::Read, format!("P2 after a restart: {what}"));
-                    return false;
-                }
-            }
+        let Some(words) = self.look(volume).await else { return false };
+        if let Some(bad) = words.iter().position(|word| *word == UNREADABLE) {
+            self.complain(Step::Read, format!("P2: sector {bad} cannot be read, and nothing is damaged"));
+            return false;
         }
-        let outcome = self.model.borrow_mut().recover(words, kept);
+        self.settle_for(self.model.borrow_mut().recover(words, kept))
+    }
+
+    /// As [`Guest::recover`], after the end of the journal decayed: what was flushed may be missing.
+    pub async fn recover_torn(&self, volume: &Volume) -> bool {
+        let Some(words) = self.look(volume).await else { return false };
+        self.settle_for(self.model.borrow_mut().recover_torn(words))
+    }
+
+    /// Notes what the model complains of; whether it did not.
+    pub fn settle_for(&self, outcome: Result<(), String>) -> bool {
         if let Err(what) = &outcome {
             self.complain(Step::Read, what);
         }

@@ -1,39 +1,56 @@
-//! One life of the host after another: open, verify what the crash left, work until the end or the next crash.
+//! One life of a host after another: open, verify what the crash left, work until the end or the next crash.
+//!
+//! Two hosts exist. One serves the volumes; in a contested life (see [`rivals`](super::rivals)) the other takes them over while
+//! the first goes on as if nothing had happened, and from then on it is the one that serves.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::task::{LocalSet, spawn_local};
-use volumedriver_core::fault::{Fault, Result};
-use volumedriver_core::units::NodeId;
+use volumedriver_core::fault::{Fault, Kind, Result};
+use volumedriver_core::request::{Fua, Request};
+use volumedriver_core::units::{ByteOffset, NodeId};
 
-use super::engine::{Engine, Volume};
-use super::guest::{Guest, Step, is_damage};
+use super::ceilings;
+use super::decay::{Decay, Duty};
+use super::engine::{Engine, State, Volume};
+use super::guest::{Excuse, Guest, Step, is_damage};
 use super::plan::Plan;
 use super::{Findings, Outcome, runtime};
-use crate::model::Place;
+use crate::model::{Place, UNREADABLE};
 use crate::world::faults::Crash;
 use crate::world::rng::Rng;
 use crate::world::{SimWorld, Universe};
 
 /// Virtual time in which a life must get its work done, beyond any outage: what takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(6 * 3600);
+const HOSTS: usize = 2;
 
-/// Everything of a run that outlives the host's lives.
-struct Sim {
-    plan: Plan,
-    universe: Universe,
-    guests: Vec<Rc<Guest>>,
-    findings: Findings,
-    node: Cell<NodeId>,
-    steps_left: Cell<u64>,
+/// Everything of a run that outlives the hosts' lives.
+pub(super) struct Sim {
+    pub plan: Plan,
+    pub universe: Universe,
+    /// Per volume, the guest of the owner who serves it.
+    pub guests: RefCell<Vec<Rc<Guest>>>,
+    pub findings: Findings,
+    pub excused: Excuse,
+    /// Identity of each host's local state.
+    pub nodes: [Cell<NodeId>; HOSTS],
+    /// The host that serves, or last did.
+    pub serving: Rc<Cell<usize>>,
+    /// Another host took over during this life.
+    pub contested: Cell<bool>,
+    pub steps_left: Cell<u64>,
     crashes: u64,
-    /// The engine of this life.
-    opened: RefCell<Option<Engine>>,
-    /// Per guest: whether its volume was ever created, and the worst that happened since it was last verified.
+    /// The engine of this life that serves.
+    pub opened: RefCell<Option<Engine>>,
+    /// Per volume: whether it was ever created, and the worst that happened since it was last verified.
     created: Vec<Cell<bool>>,
-    kept: Vec<Cell<Place>>,
+    pub kept: Vec<Cell<Place>>,
+    /// What decayed since the last life; stays while a volume is read-only because of it.
+    decay: RefCell<Option<Decay>>,
+    read_only: Cell<bool>,
 }
 
 /// Runs all lives of one plan.
@@ -41,23 +58,29 @@ pub(super) fn run(plan: Plan, findings: &Findings) -> Outcome {
     let runtime = runtime();
     let _inside = runtime.enter();
     let universe = Universe::new(plan.run.seed, plan.faults.clone());
-    let flips = plan.faults.store.flip_on_read > 0 || plan.faults.disk.flip_on_read > 0;
-    let excused: Rc<dyn Fn(&Fault) -> bool> = Rc::new(move |fault| flips && is_damage(fault));
+    universe.add_host();
+    let serving = Rc::new(Cell::new(0));
+    let excused = excuse(&plan, &universe, serving.clone());
     let guest = |(n, volume): (usize, &super::plan::VolumePlan)| {
         Rc::new(Guest::new(volume.clone(), n as u32 + 1, findings.clone(), excused.clone()))
     };
     let guests: Vec<Rc<Guest>> = plan.volumes.iter().enumerate().map(guest).collect();
     let mut sim = Sim {
-        node: Cell::new(NodeId([1; 16])),
+        nodes: [1, 2].map(|n| Cell::new(NodeId([n; 16]))),
+        serving,
+        contested: Cell::new(false),
         steps_left: Cell::new(plan.run.steps),
         created: guests.iter().map(|_| Cell::new(false)).collect(),
         kept: guests.iter().map(|_| Cell::new(Place::Journal)).collect(),
         findings: findings.clone(),
+        excused,
         plan,
         universe,
-        guests,
+        guests: RefCell::new(guests),
         crashes: 0,
         opened: RefCell::default(),
+        decay: RefCell::default(),
+        read_only: Cell::new(false),
     };
     let lives = sim.plan.lives;
     for life in 0..=lives + 1 {
@@ -70,9 +93,25 @@ pub(super) fn run(plan: Plan, findings: &Findings) -> Outcome {
     sim.outcome()
 }
 
+/// Bits that flip on their way from the store may not be put right by asking again; and once the disk failed a write or a
+/// sync for good, the write buffer takes no more, which readers must not notice.
+fn excuse(plan: &Plan, universe: &Universe, serving: Rc<Cell<usize>>) -> Excuse {
+    let flips = plan.faults.store.flip_on_read > 0;
+    let universe = universe.clone();
+    Rc::new(move |step, fault| {
+        let broken = || universe.broken_writes(serving.get()) > 0;
+        (flips && is_damage(fault))
+            || (fault.kind == Kind::Unavailable && !step.only_reads() && broken())
+    })
+}
+
 impl Sim {
-    fn is_broken(&self) -> bool {
+    pub fn is_broken(&self) -> bool {
         self.findings.any() || !self.universe.violations().is_empty()
+    }
+
+    pub fn guest(&self, n: usize) -> Rc<Guest> {
+        self.guests.borrow()[n].clone()
     }
 
     fn outcome(&self) -> Outcome {
@@ -93,19 +132,20 @@ impl Sim {
         let (crash, gates) = self.plan.draw_end();
         let gates = gates.filter(|_| !last);
         let mut rng = self.plan.rng.fork();
-        self.guests.iter().for_each(|guest| guest.reset());
+        self.guests.borrow().iter().for_each(|guest| guest.reset());
         if let Some(gates) = gates {
-            self.universe.crash_after(gates);
+            self.universe.crash_after(self.serving.get(), gates);
         }
+        self.contested.set(false);
         let lives = self.plan.lives;
         let budget = if last { self.steps_left.get() } else { self.plan.run.steps / lives.max(1) };
         {
             let local = LocalSet::new();
-            let world = self.universe.world();
+            let world = self.universe.world_of(self.serving.get());
             let life = async {
                 tokio::select! {
                     biased;
-                    () = self.universe.crashed() => {}
+                    () = self.universe.crashed(|| self.serving.get()) => {}
                     outcome = tokio::time::timeout(PATIENCE, self.work(world, &mut rng, budget)) => {
                         match outcome {
                             Ok(Ok(())) => {}
@@ -120,37 +160,179 @@ impl Sim {
             self.opened.take();
         }
         self.crashes += 1;
-        self.universe.restart(crash);
+        self.restart(crash, &mut rng);
+    }
+
+    /// Both hosts are started again; which one serves next, and what of its local state there is.
+    fn restart(&mut self, crash: Crash, rng: &mut Rng) {
+        let owner = self.serving.get();
+        let trouble = &mut self.plan.trouble.rng;
+        // The operator's decision about damage is to give the local state up, sooner or later.
+        let gives_up = self.read_only.get() && trouble.coin();
+        let crash = if gives_up { Crash::DiscardLocal } else { crash };
+        let others = trouble.pick(&[(4, Crash::Kill), (3, Crash::PowerLoss), (1, Crash::DiscardLocal)]);
+        for host in 0..HOSTS {
+            let crash = if host == owner { crash } else { others };
+            tracing::info!(host, owner = host == owner, ?crash, "starts again");
+            self.universe.restart_host(host, crash);
+            if crash == Crash::DiscardLocal {
+                self.nodes[host].set(NodeId(rng.bytes16()));
+            }
+        }
         if crash == Crash::DiscardLocal {
-            self.node.set(NodeId(rng.bytes16()));
             self.kept.iter().for_each(|kept| kept.set(Place::Backend));
+            self.read_only.set(false);
+            self.decay.take();
+        }
+        // The host that lost the volumes may get them back: what it has of them is out of date.
+        if self.contested.get() && self.plan.trouble.rng.chance(400_000) {
+            self.serving.set(1 - owner);
+            self.kept.iter().for_each(|kept| kept.set(Place::Backend));
+        }
+        self.let_decay();
+    }
+
+    fn let_decay(&mut self) {
+        let (host, trouble) = (self.serving.get(), &mut self.plan.trouble);
+        if trouble.rng.chance(trouble.pages_decay) {
+            for _ in 0..trouble.rng.between(1, 3) {
+                self.universe.decay_page(host);
+            }
+        }
+        // One thing at a time: what decayed before the last life is judged first.
+        let judged = self.decay.borrow().is_none();
+        if judged && trouble.rng.chance(trouble.journal_decays) {
+            let node = self.nodes[host].get();
+            let decay = Decay::plant(&self.universe, host, node, &mut trouble.rng);
+            if let Some(decay) = &decay {
+                tracing::info!(host, what = %decay.what(), "decayed");
+            }
+            *self.decay.borrow_mut() = decay;
         }
     }
 
     async fn work(&self, world: SimWorld, rng: &mut Rng, budget: u64) -> Result<()> {
-        let engine = Engine::open(world, self.node.get(), self.plan.buffer).await?;
+        let engine = self.open_engine(world, self.nodes[self.serving.get()].get()).await?;
         *self.opened.borrow_mut() = Some(engine.clone());
         let mut volumes = Vec::new();
-        for n in 0..self.guests.len() {
-            volumes.push(self.open(&engine, n).await?);
+        let mut duties = Vec::new();
+        for n in 0..self.created.len() {
+            let volume = self.open(&engine, n).await?;
+            let duty = self.judge(&volume);
+            tracing::info!(vdisk = volume.name(), ?duty, state = ?volume.state(), "opened");
+            duties.push(duty);
+            volumes.push(volume);
         }
+        engine.shard.settle();
+        let any_read_only = volumes.iter().any(|volume| volume.state() != State::Running);
+        self.read_only.set(any_read_only);
         for (n, volume) in volumes.iter().enumerate() {
-            if !self.guests[n].recover(volume, self.kept[n].get()).await {
+            if !self.verify(n, volume, duties[n]).await {
                 return Ok(());
             }
-            self.kept[n].set(Place::Journal);
+        }
+        if any_read_only {
+            // What they hold in the write buffer stays there: the others would soon wait for room.
+            return Ok(());
+        }
+        self.decay.take();
+        if rng.chance(self.plan.trouble.contests) {
+            let before = rng.below(budget + 1);
+            self.guests_work(&volumes, rng, before).await;
+            return self.contest(&engine, &volumes, rng, budget - before).await;
         }
         self.guests_work(&volumes, rng, budget).await;
-        self.check_ceilings();
+        ceilings::check(self, &engine);
         if rng.coin() { self.close(&engine).await } else { Ok(()) }
+    }
+
+    /// Opens a host's engine, as a supervisor would: again and again while the disk is full or failing.
+    pub async fn open_engine(&self, world: SimWorld, node: NodeId) -> Result<Engine> {
+        loop {
+            match Engine::open(world.clone(), node, self.plan.buffer).await {
+                Err(fault) if is_passing(&fault) => {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Whether a volume that was just opened does about damage what it must.
+    fn judge(&self, volume: &Volume) -> Duty {
+        let decay = self.decay.borrow();
+        let Some(decay) = &*decay else { return Duty::GoOn };
+        let duty = decay.duty(volume);
+        // Without its write buffer a volume may be read-only for that reason alone.
+        if self.universe.broken_writes(self.serving.get()) > 0 {
+            return duty;
+        }
+        if let Err(what) = decay.judge(volume, duty) {
+            self.findings.add(format!("{}: {what}", volume.name()));
+        }
+        duty
+    }
+
+    /// Reads the volume and checks it; false when something was wrong.
+    async fn verify(&self, n: usize, volume: &Volume, duty: Duty) -> bool {
+        let (guest, kept) = (self.guest(n), self.kept[n].get());
+        if let State::ReadOnly(_) = volume.state() {
+            return self.verify_read_only(&guest, volume, duty, kept).await;
+        }
+        let fine = match duty {
+            Duty::GoOnTorn(_) if kept == Place::Journal => guest.recover_torn(volume).await,
+            _ => guest.recover(volume, kept).await,
+        };
+        self.kept[n].set(Place::Journal);
+        fine
+    }
+
+    /// A volume with damage shows what it has, refuses writes at once, and lets nobody wait.
+    async fn verify_read_only(
+        &self,
+        guest: &Guest,
+        volume: &Volume,
+        duty: Duty,
+        kept: Place,
+    ) -> bool {
+        let Some(words) = guest.look(volume).await else { return false };
+        let bad: Vec<usize> = (0..words.len()).filter(|n| words[*n] == UNREADABLE).collect();
+        let sectors = (guest.plan.cluster_size.bytes() / 512) as usize;
+        let lost: Vec<usize> = match duty {
+            Duty::Name { cluster, shows: false } => {
+                let first = cluster as usize * sectors;
+                (first..first + sectors).collect()
+            }
+            _ => Vec::new(),
+        };
+        if bad != lost {
+            guest.settle_for(Err(format!("P2: sectors {bad:?} cannot be read, {lost:?} are lost")));
+        }
+        let outcome = match duty {
+            Duty::NameGap => guest.model.borrow().clone().recover_torn(words),
+            _ => guest.model.borrow().check(words, kept),
+        };
+        guest.settle_for(outcome);
+        let write = Request::Write { offset: ByteOffset(0), data: vec![1; 512].into(), fua: Fua::No };
+        if volume.submit(write).await.is_ok() {
+            guest.settle_for(Err("P1: a read-only volume took a write".to_owned()));
+        }
+        // Either may fail; neither may wait for ever.
+        drop(volume.submit(Request::Flush).await);
+        drop(volume.drain().await);
+        !self.is_broken()
     }
 
     /// A clean end: what was acknowledged is journalled afterwards.
     async fn close(&self, engine: &Engine) -> Result<()> {
-        let asked: Vec<_> =
-            self.guests.iter().map(|guest| guest.model.borrow_mut().ask_sync()).collect();
-        engine.close().await?;
-        for (guest, asked) in self.guests.iter().zip(asked) {
+        let guests = self.guests.borrow().clone();
+        let asked: Vec<_> = guests.iter().map(|guest| guest.model.borrow_mut().ask_sync()).collect();
+        match engine.close().await {
+            Ok(()) => {}
+            Err(_) if self.universe.broken_writes(self.serving.get()) > 0 => return Ok(()),
+            Err(fault) => return Err(fault),
+        }
+        for (guest, asked) in guests.iter().zip(asked) {
             guest.model.borrow_mut().synced(asked, Place::Journal);
         }
         Ok(())
@@ -159,7 +341,7 @@ impl Sim {
     /// Who waits for what.
     fn stuck(&self) -> String {
         let mut text = format!("P4: something waits for ever at {:?};", self.universe.now());
-        for guest in &self.guests {
+        for guest in self.guests.borrow().iter() {
             text += &format!(" {}: {:?};", guest.plan.name, guest.waiting());
         }
         if let Some(engine) = &*self.opened.borrow() {
@@ -168,15 +350,16 @@ impl Sim {
         text
     }
 
-    async fn open(&self, engine: &Engine, n: usize) -> Result<Rc<Volume>> {
-        let plan = &self.guests[n].plan;
+    pub async fn open(&self, engine: &Engine, n: usize) -> Result<Rc<Volume>> {
+        let guest = self.guest(n);
+        let plan = &guest.plan;
         while !self.created[n].get() {
             match engine.create(plan).await {
                 Ok(volume) => {
                     self.created[n].set(true);
                     return Ok(volume);
                 }
-                Err(fault) if is_passing(&fault) || (self.guests[n].excused)(&fault) => {
+                Err(fault) if is_passing(&fault) || guest.excuses(Step::Read, &fault) => {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
                 Err(fault) => return Err(fault),
@@ -185,7 +368,7 @@ impl Sim {
         loop {
             match engine.open_volume(plan).await {
                 // What was flipped on its way once is read well another time.
-                Err(fault) if (self.guests[n].excused)(&fault) => {
+                Err(fault) if guest.excuses(Step::Read, &fault) => {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
                 other => return other,
@@ -194,38 +377,45 @@ impl Sim {
     }
 
     async fn guests_work(&self, volumes: &[Rc<Volume>], rng: &mut Rng, budget: u64) {
+        let guests = self.guests.borrow().clone();
         for _ in 0..budget {
-            if self.steps_left.get() == 0 || self.is_broken() {
+            if !self.take_step() {
                 break;
             }
-            self.steps_left.set(self.steps_left.get() - 1);
-            let n = rng.below(volumes.len() as u64) as usize;
-            let guest = self.guests[n].clone();
-            guest.enter(self.plan.depth as usize).await;
-            let (step, volume, rng_of_step) = (Step::draw(rng), volumes[n].clone(), rng.fork());
-            let number = guest.begin(step);
-            spawn_local(async move { guest.perform(&volume, number, step, rng_of_step).await });
+            self.step(&guests, volumes, rng).await;
+            if let Some(engine) = self.opened.borrow().as_ref() {
+                ceilings::sample(self, engine);
+            }
             if rng.chance(30_000) {
                 tokio::time::sleep(Duration::from_millis(rng.below(20_000))).await;
             }
         }
-        for guest in &self.guests {
+        for guest in guests {
             guest.settle().await;
         }
     }
 
-    /// P5: the write buffer keeps within its files.
-    fn check_ceilings(&self) {
-        let sizes = self.plan.buffer;
-        let ceiling = sizes.segment_bytes * u64::from(sizes.segment_count);
-        let peak = self.universe.peak_disk_bytes();
-        if peak > ceiling {
-            self.findings.add(format!("P5: local files took {peak} bytes of {ceiling}"));
+    /// Whether there is another step to take, and no reason to stop.
+    pub fn take_step(&self) -> bool {
+        let left = self.steps_left.get();
+        if left == 0 || self.is_broken() {
+            return false;
         }
+        self.steps_left.set(left - 1);
+        true
+    }
+
+    /// One request of one of these guests; waits only until fewer than the most are in flight.
+    pub async fn step(&self, guests: &[Rc<Guest>], volumes: &[Rc<Volume>], rng: &mut Rng) {
+        let n = rng.below(volumes.len() as u64) as usize;
+        let guest = guests[n].clone();
+        guest.enter(self.plan.depth as usize).await;
+        let (step, volume, rng_of_step) = (Step::draw(rng), volumes[n].clone(), rng.fork());
+        let number = guest.begin(step);
+        spawn_local(async move { guest.perform(&volume, number, step, rng_of_step).await });
     }
 }
 
-fn is_passing(fault: &Fault) -> bool {
-    use volumedriver_core::fault::Kind;
+pub(super) fn is_passing(fault: &Fault) -> bool {
     matches!(fault.kind, Kind::Unavailable | Kind::NoSpace)
 }

@@ -9,13 +9,19 @@
 //! | `engine` | the engine as the driver uses it |
 //! | `guest` | the guests: requests in flight, each checked against the model |
 //! | `rig` | a bench for scripted scenarios |
-//! | `life` | one life of the host: open, verify what the crash left, work until the end or the next crash |
+//! | `life` | one life of a host: open, verify what the crash left, work until the end or the next crash |
+//! | `rivals` | a life in which another host takes the volumes over |
+//! | `decay` | what the journal loses while the host is down, and what must come of it |
+//! | `ceilings` | what is bounded stays within its bounds |
 
+mod ceilings;
+mod decay;
 pub mod engine;
 pub mod guest;
 mod life;
 pub mod plan;
 pub mod rig;
+mod rivals;
 
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe};

@@ -6,10 +6,12 @@ use volumedriver::config::settings::{AckLevel, FlushLevel, VdiskSettings};
 use volumedriver_core::units::{ByteCount, ClusterSize, VolumeId};
 
 use super::Run;
-use crate::world::faults::{Crash, DiskFaults, Faults, StoreFaults, Window};
+use crate::world::faults::{Canary, Crash, DiskFaults, Faults, PageFaults, StoreFaults, Window};
 use crate::world::rng::{Rng, mix};
 
 const MIB: u64 = 1 << 20;
+/// Sets the draws of [`Trouble`] apart from all others.
+const TROUBLE: u64 = 0x7472_6f75_626c_6531;
 
 /// One run, drawn from its seed.
 #[derive(Clone, Debug)]
@@ -22,7 +24,20 @@ pub struct Plan {
     pub lives: u64,
     /// Requests in flight per volume, at most.
     pub depth: u64,
+    pub trouble: Trouble,
     /// Source of everything that is drawn on the way.
+    pub rng: Rng,
+}
+
+/// What else happens to the hosts.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// How often, in a million, something decays while the host is down: of the journal, and of the page store.
+    pub journal_decays: u32,
+    pub pages_decay: u32,
+    /// How often, in a million, another host takes over during a life.
+    pub contests: u32,
+    /// Source of everything drawn about trouble on the way.
     pub rng: Rng,
 }
 
@@ -56,7 +71,8 @@ impl Plan {
         let volumes = (0..count).map(|n| draw_volume(n, &mut rng)).collect();
         let lives = rng.between(1, 5);
         let depth = rng.pick(&[(2, 1), (3, 4), (3, 8), (1, 16)]);
-        Self { run, faults, buffer, volumes, lives, depth, rng }
+        let trouble = Trouble::draw(run, &mut faults);
+        Self { run, faults, buffer, volumes, lives, depth, trouble, rng }
     }
 
     /// How this life ends: the kind of crash, and after how many gates (`None`: a clean end).
@@ -71,6 +87,62 @@ impl Plan {
         };
         (crash, gates)
     }
+}
+
+impl Trouble {
+    /// A third of the runs has none of it; the others have local trouble, contested volumes, or both.
+    fn draw(run: Run, faults: &mut Faults) -> Self {
+        let mut rng = Rng::new(mix(run.seed ^ TROUBLE));
+        let (local, contested) =
+            rng.pick(&[(4, (false, false)), (4, (true, false)), (3, (false, true)), (1, (true, true))]);
+        let mut trouble = Self { journal_decays: 0, pages_decay: 0, contests: 0, rng: rng.fork() };
+        if local {
+            draw_disk_trouble(&mut faults.disk, &mut rng);
+            faults.pages = draw_page_trouble(&mut rng);
+            faults.store.local_files = rng.coin();
+            faults.disk.decayed_files = rng.pick(&[(1, 0), (1, 500_000)]);
+            trouble.journal_decays = rng.pick(&[(1, 0), (2, 500_000)]);
+            trouble.pages_decay = rng.pick(&[(1, 0), (1, 500_000)]);
+        }
+        if contested {
+            trouble.contests = 600_000;
+        }
+        match run.canary {
+            Some(Canary::UncheckedReplay) => trouble.journal_decays = 1_000_000,
+            Some(Canary::UncheckedPage) => trouble.pages_decay = 1_000_000,
+            Some(Canary::FullDiskFails) => faults.disk.full.push(draw_window(&mut rng)),
+            Some(Canary::NoFence) => trouble.contests = 1_000_000,
+            _ => {}
+        }
+        trouble
+    }
+}
+
+/// What passes is drawn often, what breaks the write buffer for the rest of a life seldom.
+fn draw_disk_trouble(disk: &mut DiskFaults, rng: &mut Rng) {
+    let rate = rng.pick(&[(1, 0), (1, 10_000), (1, 100_000)]);
+    disk.read_error = rate;
+    disk.flip_on_read = rng.pick(&[(1, 0), (1, rate)]);
+    disk.write_error = rng.pick(&[(1, 0), (1, rate)]);
+    for _ in 0..rng.pick(&[(2, 0), (2, 1), (1, 3)]) {
+        disk.full.push(draw_window(rng));
+    }
+    if rng.chance(300_000) {
+        disk.slow.push(draw_window(rng));
+        disk.slow_ms = rng.between(50, 5_000);
+    }
+    if rng.chance(150_000) {
+        disk.sync_error = rng.pick(&[(1, 1_000), (1, 20_000)]);
+    }
+    if rng.chance(100_000) {
+        disk.dead.push(draw_window(rng));
+    }
+}
+
+fn draw_page_trouble(rng: &mut Rng) -> PageFaults {
+    let rate = rng.pick(&[(1, 0), (1, 10_000), (1, 200_000)]);
+    let full = (0..rng.pick(&[(2, 0), (1, 1)])).map(|_| draw_window(rng)).collect();
+    PageFaults { read_error: rate, write_error: rate, sync_error: rate, full }
 }
 
 fn draw_buffer(rng: &mut Rng) -> BufferSizes {
@@ -135,7 +207,7 @@ fn draw_faults(rng: &mut Rng) -> Faults {
     if rng.chance(150_000) {
         store.full.push(draw_window(rng));
     }
-    Faults { disk, store, canary: None }
+    Faults { disk, pages: PageFaults::default(), store, canary: None }
 }
 
 fn draw_window(rng: &mut Rng) -> Window {

@@ -13,7 +13,7 @@ use volumedriver_core::request::{Fua, Reply, Request};
 use volumedriver_core::units::{ByteCount, ByteOffset, ClusterSize, NodeId, VolumeId};
 
 use super::engine::{Engine, Volume};
-use super::guest::Guest;
+use super::guest::{Excuse, Guest};
 use super::plan::{BufferSizes, VolumePlan};
 use super::{Findings, runtime, take_panics, watch_panics};
 use crate::model::{Place, Span};
@@ -111,7 +111,7 @@ impl Rig {
             Universe::new(seed, faults)
         };
         let findings = Findings::default();
-        let excused: Rc<dyn Fn(&Fault) -> bool> = Rc::new(|_| false);
+        let excused: Excuse = Rc::new(|_, _| false);
         Self {
             guest: Rc::new(Guest::new(plan, 1, findings.clone(), excused)),
             universe,
@@ -139,14 +139,14 @@ impl Rig {
         let _inside = self.runtime.enter();
         self.guest.reset();
         if let Some(gates) = gates {
-            self.universe.crash_after(gates);
+            self.universe.crash_after(0, gates);
         }
         let end = {
             let local = LocalSet::new();
             let life = async {
                 tokio::select! {
                     biased;
-                    () = self.universe.crashed() => End::Crashed,
+                    () = self.universe.crashed(|| 0) => End::Crashed,
                     end = tokio::time::timeout(PATIENCE, self.work(script)) => {
                         end.expect("the script waits for ever")
                     }
@@ -172,6 +172,7 @@ impl Rig {
         };
         match self.open(&engine).await {
             Ok(volume) => {
+                engine.shard.settle();
                 let (guest, universe) = (self.guest.clone(), self.universe.clone());
                 End::Finished(script(&Live { engine, volume, guest, universe }).await)
             }
@@ -237,7 +238,7 @@ impl Live {
         self.guest.flush(&self.volume).await;
     }
     pub async fn drain(&self) {
-        self.guest.drain(&self.volume).await;
+        assert!(self.guest.drain(&self.volume).await, "nothing was found wrong, nor uploaded");
     }
     /// Reads clusters and checks them.
     pub async fn read(&self, first: usize, count: usize) {

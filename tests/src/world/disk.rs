@@ -5,6 +5,8 @@
 //! - A write that is under way when the host stops lands sector by sector, or not.
 //! - At a power cut every unsynced block of 4 KiB independently stays, vanishes, or is torn between sectors of 512 bytes.
 //! - Creating and removing are durable when they return; interrupted, either outcome is possible.
+//! - Errors say what they do on a real machine: bytes that cannot be read are `Corrupt`, a failed write or sync is
+//!   `Unavailable`, and a write that found no room (thin provisioning, copy on write) is `NoSpace`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +14,7 @@ use volumedriver::io::buf::{AlignedBuf, AreaSlice};
 use volumedriver::world::{Disk, DiskFile, Durability};
 use volumedriver_core::fault::{Fault, Result};
 
-use super::faults::{Canary, Crash};
+use super::faults::{Canary, Crash, DiskFaults, PASSING, is_in};
 use super::rng::Rng;
 use super::{Link, State, mix, name_word};
 
@@ -28,8 +30,31 @@ pub struct SimDisk(pub(crate) Link);
 #[derive(Clone)]
 pub struct SimFile {
     link: Link,
-    id: u64,
+    content: Content,
     len: u64,
+}
+
+#[derive(Clone)]
+enum Content {
+    /// A file of this disk, by number.
+    File(u64),
+    /// An object in the store's own files: namespace and name.
+    Object(String, String),
+}
+
+impl SimFile {
+    /// An object of the store, as a file.
+    pub(crate) fn of_object(link: Link, namespace: String, name: String, len: u64) -> Self {
+        Self { link, content: Content::Object(namespace, name), len }
+    }
+
+    /// The file's number, for the trace and messages; 0 for an object.
+    fn id(&self) -> u64 {
+        match self.content {
+            Content::File(id) => id,
+            Content::Object(..) => 0,
+        }
+    }
 }
 
 /// All files of one host.
@@ -42,8 +67,12 @@ pub(crate) struct DiskState {
     removing: BTreeMap<u64, String>,
     /// Writes under way, by number: what of them lands is open.
     writes: BTreeMap<u64, FlyingWrite>,
+    /// How often in a row each place (file, offset) has failed.
+    failed: BTreeMap<(u64, u64), u8>,
     /// Most bytes that files took at any time.
     pub peak_bytes: u64,
+    /// Writes and syncs that failed for good since the host was started.
+    pub broken: u64,
 }
 
 #[derive(Default)]
@@ -52,6 +81,8 @@ struct FileState {
     durable: Vec<u8>,
     /// Blocks whose visible bytes are not durable.
     dirty: BTreeSet<usize>,
+    /// Blocks that cannot be read until they are written again.
+    unreadable: BTreeSet<usize>,
 }
 
 struct FlyingWrite {
@@ -63,12 +94,14 @@ struct FlyingWrite {
 impl FileState {
     fn zeroed(len: u64) -> Self {
         let len = len as usize;
-        Self { visible: vec![0; len], durable: vec![0; len], dirty: BTreeSet::new() }
+        let (dirty, unreadable) = (BTreeSet::new(), BTreeSet::new());
+        Self { visible: vec![0; len], durable: vec![0; len], dirty, unreadable }
     }
 
     fn write(&mut self, offset: usize, data: &[u8], durability: Durability) {
         self.visible[offset..offset + data.len()].copy_from_slice(data);
         let blocks = offset / BLOCK..(offset + data.len()).div_ceil(BLOCK);
+        self.unreadable.retain(|block| !blocks.contains(block));
         match durability {
             Durability::Later => self.dirty.extend(blocks),
             Durability::Now => {
@@ -149,6 +182,8 @@ impl DiskState {
             *self = Self { peak_bytes: self.peak_bytes, ..Self::default() };
             return;
         }
+        self.failed.clear();
+        self.broken = 0;
         for (_, write) in std::mem::take(&mut self.writes) {
             self.land_partly(&write, rng);
         }
@@ -193,6 +228,21 @@ impl DiskState {
         }
     }
 
+    /// Whether this access of a place fails, or goes wrong: with this chance, but not too often in a row.
+    fn goes_wrong(&mut self, place: (u64, u64), per_million: u32, rng: &mut Rng) -> bool {
+        if !rng.chance(per_million) {
+            self.failed.remove(&place);
+            return false;
+        }
+        let times = self.failed.entry(place).or_insert(0);
+        *times += 1;
+        let wrong = *times <= PASSING;
+        if !wrong {
+            self.failed.remove(&place);
+        }
+        wrong
+    }
+
     /// Flips one bit of a file's durable bytes (and what a reader sees), if it is that long.
     pub fn flip(&mut self, name: &str, byte: u64, bit: u32) -> bool {
         let Some(file) = self.names.get(name).and_then(|id| self.files.get_mut(id)) else {
@@ -205,6 +255,28 @@ impl DiskState {
         file.visible[byte] ^= 1 << bit;
         file.durable[byte] ^= 1 << bit;
         true
+    }
+
+    /// Replaces bytes of a file, durably.
+    pub fn overwrite(&mut self, name: &str, at: u64, bytes: &[u8]) -> bool {
+        let Some(file) = self.names.get(name).and_then(|id| self.files.get_mut(id)) else {
+            return false;
+        };
+        let range = at as usize..at as usize + bytes.len();
+        let fits = range.end <= file.visible.len();
+        if fits {
+            file.visible[range.clone()].copy_from_slice(bytes);
+            file.durable[range].copy_from_slice(bytes);
+        }
+        fits
+    }
+
+    /// Makes a block unreadable until it is written again.
+    pub fn lose_block(&mut self, name: &str, at: u64) -> bool {
+        let Some(file) = self.names.get(name).and_then(|id| self.files.get_mut(id)) else {
+            return false;
+        };
+        file.unreadable.insert(at as usize / BLOCK)
     }
 
     /// Cuts a file off, durably.
@@ -261,16 +333,36 @@ impl Drop for FlyingGuard<'_> {
 
 impl Link {
     async fn disk_delay(&self) {
-        let (longest, delayed) = {
+        let now = self.now();
+        let (longest, delayed, slower) = {
             let state = self.state();
-            (state.faults.disk.delay_ms, state.faults.disk.delayed)
+            let disk = &state.faults.disk;
+            let slower = if is_in(&disk.slow, now) { disk.slow_ms } else { 0 };
+            (disk.delay_ms, disk.delayed, slower)
         };
         self.delay(1, longest.max(1), delayed).await;
+        if slower > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(slower)).await;
+        }
+    }
+
+    /// What the disk's faults say now.
+    fn disk_says<T>(&self, ask: impl FnOnce(&DiskFaults, std::time::Duration) -> T) -> T {
+        let now = self.now();
+        ask(&self.state().faults.disk, now)
     }
 }
 
 fn input_output_error(what: &str, name: impl std::fmt::Display) -> Fault {
     Fault::unavailable(format!("{what} of local file {name}: simulated input/output error"))
+}
+
+fn unreadable(name: impl std::fmt::Display) -> Fault {
+    Fault::corrupt(format!("bytes of local file {name} cannot be read: simulated medium error"))
+}
+
+fn no_space(what: &str, name: impl std::fmt::Display) -> Fault {
+    Fault::no_space(format!("{what} of local file {name}: the simulated disk is full"))
 }
 
 impl Disk for SimDisk {
@@ -292,6 +384,9 @@ impl Disk for SimDisk {
     async fn create(&self, name: &str, len: u64) -> Result<SimFile> {
         let link = &self.0;
         link.gate("disk.create", name_word(name) ^ len).await;
+        if link.disk_says(|disk, now| is_in(&disk.full, now)) {
+            return Err(no_space("creating", name));
+        }
         let id = {
             let mut state = link.state();
             let (id, capacity) = (state.take_flight_no(), state.faults.disk.capacity);
@@ -318,7 +413,7 @@ impl Disk for SimDisk {
             disk.peak_bytes = disk.peak_bytes.max(disk.used_bytes());
         }
         link.gate("disk.created", 0).await;
-        Ok(SimFile { link: link.clone(), id, len })
+        Ok(SimFile { link: link.clone(), content: Content::File(id), len })
     }
 
     async fn open(&self, name: &str) -> Result<SimFile> {
@@ -329,7 +424,8 @@ impl Disk for SimDisk {
         let file = id.and_then(|id| Some((id, disk.files.get(&id)?)));
         let (id, file) =
             file.ok_or_else(|| Fault::invalid(format!("there is no local file {name}")))?;
-        Ok(SimFile { link: self.0.clone(), id, len: file.visible.len() as u64 })
+        let len = file.visible.len() as u64;
+        Ok(SimFile { link: self.0.clone(), content: Content::File(id), len })
     }
 
     async fn remove(&self, name: &str) -> Result<()> {
@@ -374,23 +470,23 @@ impl DiskFile for SimFile {
 
     async fn read_at(&self, mut buf: AlignedBuf, offset: u64) -> Result<AlignedBuf> {
         let link = &self.link;
-        link.gate("file.read", self.id << 48 ^ offset ^ (buf.len() as u64) << 32).await;
+        let id = self.id();
+        link.gate("file.read", id << 48 ^ offset ^ (buf.len() as u64) << 32).await;
         self.check("read", offset, buf.len())?;
         link.disk_delay().await;
         link.gate("file.reading", 0).await;
         let mut guard = link.state();
         let state = &mut *guard;
-        if state.rng.chance(state.faults.disk.read_error) {
-            return Err(input_output_error("reading", self.id));
+        let faults = state.faults.disk.clone();
+        let disk = &mut state.hosts[link.host].disk;
+        let place = (id, offset);
+        let fails = disk.goes_wrong(place, faults.read_error, &mut state.rng);
+        let flips = !fails && disk.goes_wrong(place, faults.flip_on_read, &mut state.rng);
+        if fails {
+            return Err(unreadable(id));
         }
-        let flip = state.rng.chance(state.faults.disk.flip_on_read);
-        let Some(file) = state.hosts[link.host].disk.files.get(&self.id) else {
-            return Err(input_output_error("reading", self.id));
-        };
-        let start = offset as usize;
-        let len = buf.len();
-        buf.copy_from_slice(&file.visible[start..start + len]);
-        if flip && !buf.is_empty() {
+        state.copy_content(link.host, &self.content, offset, &mut buf)?;
+        if flips && !buf.is_empty() {
             let bit = state.rng.below(buf.len() as u64 * 8) as usize;
             buf[bit / 8] ^= 1 << (bit % 8);
         }
@@ -409,65 +505,128 @@ impl DiskFile for SimFile {
             all
         });
         let print = u64::from(crc32fast::hash(&data));
-        link.gate("file.write", mix(self.id << 48 ^ offset) ^ print ^ (durability as u64)).await;
+        let id = self.id();
+        link.gate("file.write", mix(id << 48 ^ offset) ^ print ^ (durability as u64)).await;
         self.check("write", offset, data.len())?;
         let flight = {
             let mut state = link.state();
             let flight = state.take_flight_no();
-            let write = FlyingWrite { file: self.id, offset: offset as usize, data };
+            let write = FlyingWrite { file: id, offset: offset as usize, data };
             state.disk(link).writes.insert(flight, write);
             flight
         };
         let guard = FlyingGuard { link, flight };
         link.disk_delay().await;
         link.gate("file.writing", 0).await;
-        let failed = {
-            let mut guard = link.state();
-            let state = &mut *guard;
-            let failed = state.rng.chance(state.faults.disk.write_error);
-            if failed {
-                let disk = &mut state.hosts[link.host].disk;
-                if let Some(write) = disk.writes.remove(&flight) {
-                    disk.land_partly(&write, &mut state.rng);
-                }
-            } else {
-                state.land(link, flight, durability);
-            }
-            failed
-        };
+        let outcome = link.finish_write(flight, (id, offset), durability);
         drop(guard);
         link.gate("file.written", 0).await;
-        if failed { Err(input_output_error("writing", self.id)) } else { Ok(()) }
+        outcome
     }
 
     async fn sync(&self) -> Result<()> {
         let link = &self.link;
-        link.gate("file.sync", self.id).await;
+        let id = self.id();
+        link.gate("file.sync", id).await;
         let covered: Vec<usize> = {
             let mut state = link.state();
-            let file = state.disk(link).files.get(&self.id);
+            let file = state.disk(link).files.get(&id);
             file.map(|f| f.dirty.iter().copied().collect()).unwrap_or_default()
         };
         link.disk_delay().await;
         link.gate("file.syncing", covered.len() as u64).await;
+        let outcome = link.finish_sync(id, covered);
+        link.gate("file.synced", 0).await;
+        outcome
+    }
+}
+
+impl Link {
+    fn finish_write(
+        &self,
+        flight: u64,
+        place: (u64, u64),
+        durability: Durability,
+    ) -> Result<()> {
+        let now = self.now();
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let faults = state.faults.disk.clone();
+        let (full, dead) = (is_in(&faults.full, now), is_in(&faults.dead, now));
+        let disk = &mut state.hosts[self.host].disk;
+        let passing = disk.goes_wrong(place, faults.write_error, &mut state.rng);
+        if !full && !dead && !passing {
+            state.land(self, flight, durability);
+            return Ok(());
+        }
+        disk.broken += u64::from(dead);
+        if let Some(write) = disk.writes.remove(&flight) {
+            disk.land_partly(&write, &mut state.rng);
+        }
+        let fails = state.faults.canary == Some(Canary::FullDiskFails);
+        match full && !dead && !fails {
+            true => Err(no_space("writing", place.0)),
+            false => Err(input_output_error("writing", place.0)),
+        }
+    }
+
+    fn finish_sync(&self, id: u64, mut covered: Vec<usize>) -> Result<()> {
+        let now = self.now();
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let dead = is_in(&state.faults.disk.dead, now);
+        let fails = dead || state.rng.chance(state.faults.disk.sync_error);
+        if fails {
+            // Some of it may be durable, or none.
+            covered.retain(|_| state.rng.coin());
+        }
+        let skipped = state.faults.canary == Some(Canary::SkippedFlush);
+        let disk = &mut state.hosts[self.host].disk;
+        disk.broken += u64::from(fails);
+        if let Some(file) = disk.files.get_mut(&id)
+            && !skipped
         {
-            let mut guard = link.state();
-            let state = &mut *guard;
-            if state.rng.chance(state.faults.disk.write_error) {
-                return Err(input_output_error("syncing", self.id));
-            }
-            let skipped = state.faults.canary == Some(Canary::SkippedFlush);
-            if let Some(file) = state.disk(link).files.get_mut(&self.id)
-                && !skipped
-            {
-                for block in covered {
-                    if file.dirty.remove(&block) {
-                        file.harden(block);
-                    }
+            for block in covered {
+                if file.dirty.remove(&block) {
+                    file.harden(block);
                 }
             }
         }
-        link.gate("file.synced", 0).await;
+        if fails { Err(input_output_error("syncing", id)) } else { Ok(()) }
+    }
+}
+
+impl State {
+    /// What a reader of a file sees from `offset` on.
+    fn copy_content(
+        &self,
+        host: usize,
+        content: &Content,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let (start, end) = (offset as usize, offset as usize + out.len());
+        match content {
+            Content::File(id) => {
+                let file = self.hosts[host].disk.files.get(id);
+                let file = file.ok_or_else(|| input_output_error("reading", id))?;
+                if file.unreadable.range(start / BLOCK..end.div_ceil(BLOCK)).next().is_some() {
+                    return Err(unreadable(id));
+                }
+                out.copy_from_slice(&file.visible[start..end]);
+            }
+            Content::Object(namespace, name) => {
+                let body = self.store.body(namespace, name).ok_or_else(|| unreadable(name))?;
+                out.copy_from_slice(&body[start..end]);
+                // Where it decayed is a matter of its name.
+                let word = mix(name_word(namespace) ^ mix(name_word(name)));
+                let decayed = word % 1_000_000 < u64::from(self.faults.disk.decayed_files);
+                let byte = (mix(word) % body.len() as u64) as usize;
+                if decayed && (start..end).contains(&byte) {
+                    out[byte - start] ^= 1 << (word % 8);
+                }
+            }
+        }
         Ok(())
     }
 }

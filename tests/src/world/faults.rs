@@ -6,6 +6,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     pub disk: DiskFaults,
+    pub pages: PageFaults,
     pub store: StoreFaults,
     pub canary: Option<Canary>,
 }
@@ -16,13 +17,28 @@ pub struct DiskFaults {
     pub delay_ms: u64,
     /// How many calls are delayed at all.
     pub delayed: u32,
+    /// Calls that fail, and reads that return one flipped bit though the medium is good. They pass: one and the same place
+    /// fails [`PASSING`] times in a row at most.
     pub read_error: u32,
     pub write_error: u32,
-    /// Reads that return one flipped bit; the medium is good.
     pub flip_on_read: u32,
+    /// Syncs that fail: how much of it became durable nobody knows.
+    pub sync_error: u32,
     /// Bytes that fit on the disk.
     pub capacity: u64,
+    /// Times in which nothing is made or written: no space.
+    pub full: Vec<Window>,
+    /// Times in which every call takes this much longer.
+    pub slow: Vec<Window>,
+    pub slow_ms: u64,
+    /// Times in which every write and sync fails.
+    pub dead: Vec<Window>,
+    /// Objects in a million whose local file decayed: a bit of it is flipped for good, while the store can repair it.
+    pub decayed_files: u32,
 }
+
+/// How often in a row a passing error hits the same place.
+pub const PASSING: u8 = 2;
 
 impl Default for DiskFaults {
     fn default() -> Self {
@@ -32,9 +48,26 @@ impl Default for DiskFaults {
             read_error: 0,
             write_error: 0,
             flip_on_read: 0,
+            sync_error: 0,
             capacity: u64::MAX,
+            full: Vec::new(),
+            slow: Vec::new(),
+            slow_ms: 0,
+            dead: Vec::new(),
+            decayed_files: 0,
         }
     }
+}
+
+/// The page store is derivable: nothing that happens to it may be noticed.
+#[derive(Clone, Debug, Default)]
+pub struct PageFaults {
+    /// Calls that fail.
+    pub read_error: u32,
+    pub write_error: u32,
+    pub sync_error: u32,
+    /// Times in which nothing can be put: no space.
+    pub full: Vec<Window>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -57,6 +90,8 @@ pub struct StoreFaults {
     pub full_of_data: Vec<Window>,
     /// Range reads that return one flipped bit; the object is good.
     pub flip_on_read: u32,
+    /// The store keeps objects in files that the engine may read directly.
+    pub local_files: bool,
 }
 
 /// From `start` up to but not including `end`, since the beginning of the world.
@@ -64,6 +99,12 @@ pub struct StoreFaults {
 pub struct Window {
     pub start: Duration,
     pub end: Duration,
+}
+
+/// Whether one of these is now.
+#[must_use]
+pub fn is_in(windows: &[Window], now: Duration) -> bool {
+    windows.iter().any(|window| window.holds(now))
 }
 
 impl Window {
@@ -95,4 +136,12 @@ pub enum Canary {
     ReusedName,
     /// A checksum is not compared: clusters arrive with a flipped bit and a footer checksum that agrees with it.
     UncheckedChecksum,
+    /// Recovery does not compare checksums: where journalled clusters decayed, the record's checksums agree with what is left.
+    UncheckedReplay,
+    /// A full disk fails a write instead of holding it back.
+    FullDiskFails,
+    /// The put of a manifest number that exists succeeds for whoever comes second: no fence.
+    NoFence,
+    /// A page whose checksum is wrong is taken as it is: pages decay together with their checksum.
+    UncheckedPage,
 }

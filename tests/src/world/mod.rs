@@ -5,6 +5,7 @@
 //! - Every call passes gates before and after its effect; a crash can be set at the n-th gate of a host. From then on no call
 //!   of that life of the host ever returns; what was under way happens, happens later, or never.
 //! - A crashed host is started again with [`Universe::restart`]: the disk then shows what a real one could show.
+//! - A host may be cut off from the store, or stand still for a while, and not know it afterwards.
 //!
 //! It must run on a current-thread runtime with paused time, inside a `LocalSet`.
 
@@ -25,6 +26,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use volumedriver::world::World;
+use volumedriver_core::units::VolumeId;
 
 use disk::{DiskState, SimDisk};
 use faults::{Crash, Faults};
@@ -40,6 +42,8 @@ struct Shared {
     state: RefCell<State>,
     origin: Instant,
     crashed: Notify,
+    /// A host that stood still goes on.
+    resumed: Notify,
 }
 
 pub(crate) struct State {
@@ -62,6 +66,10 @@ pub(crate) struct Host {
     gates: u64,
     crash_at: Option<u64>,
     down: bool,
+    /// None of its calls goes on.
+    pub paused: bool,
+    /// Nothing it sends to the store is answered.
+    pub partitioned: bool,
 }
 
 /// What one life of a host sees of the universe.
@@ -95,7 +103,12 @@ impl Universe {
             next_flight: 0,
         };
         let state = RefCell::new(state);
-        Self(Rc::new(Shared { state, origin: Instant::now(), crashed: Notify::new() }))
+        Self(Rc::new(Shared {
+            state,
+            origin: Instant::now(),
+            crashed: Notify::new(),
+            resumed: Notify::new(),
+        }))
     }
 
     /// The world as host 0's present life sees it.
@@ -123,34 +136,55 @@ impl Universe {
         state.hosts.len() - 1
     }
 
-    /// Lets host 0 crash at its n-th gate from now.
-    pub fn crash_after(&self, gates: u64) {
+    /// Lets a host crash at its n-th gate from now.
+    pub fn crash_after(&self, host: usize, gates: u64) {
         let mut state = self.state();
-        let host = &mut state.hosts[0];
+        let host = &mut state.hosts[host];
         host.crash_at = Some(host.gates + gates);
     }
 
-    /// Takes the planned crash back.
+    /// Takes host 0's planned crash back.
     pub fn call_off_crash(&self) {
         self.state().hosts[0].crash_at = None;
     }
 
-    /// Stops host 0 this instant.
+    /// Stops every host this instant.
     pub fn crash_now(&self) {
-        self.state().stop(0);
-        self.0.crashed.notify_one();
+        let mut state = self.state();
+        for host in 0..state.hosts.len() {
+            state.stop(host);
+        }
+        drop(state);
+        self.0.crashed.notify_waiters();
     }
 
-    /// Returns when host 0 has crashed.
-    pub async fn crashed(&self) {
-        while !self.is_down() {
-            self.0.crashed.notified().await;
+    /// Returns when the host that `which` names has crashed; it may come to name another.
+    pub async fn crashed(&self, which: impl Fn() -> usize) {
+        loop {
+            let crashed = self.0.crashed.notified();
+            if self.is_down(which()) {
+                return;
+            }
+            crashed.await;
         }
     }
 
     #[must_use]
-    pub fn is_down(&self) -> bool {
-        self.state().hosts[0].down
+    pub fn is_down(&self, host: usize) -> bool {
+        self.state().hosts[host].down
+    }
+
+    /// Lets a host stand still, or go on.
+    pub fn pause(&self, host: usize, paused: bool) {
+        self.state().hosts[host].paused = paused;
+        if !paused {
+            self.0.resumed.notify_waiters();
+        }
+    }
+
+    /// Cuts a host off from the store, or connects it again.
+    pub fn partition(&self, host: usize, partitioned: bool) {
+        self.state().hosts[host].partitioned = partitioned;
     }
 
     /// Starts host 0 again after a crash of this kind; everything of its former life must have been dropped.
@@ -186,16 +220,16 @@ impl Universe {
         self.state().hosts[0].gates
     }
 
-    /// Names and lengths of host 0's files.
+    /// Names and lengths of a host's files.
     #[must_use]
-    pub fn files(&self) -> Vec<(String, u64)> {
-        self.state().hosts[0].disk.names()
+    pub fn files(&self, host: usize) -> Vec<(String, u64)> {
+        self.state().hosts[host].disk.names()
     }
 
-    /// What a reader of one of host 0's files sees.
+    /// What a reader of one of a host's files sees.
     #[must_use]
-    pub fn file_bytes(&self, name: &str) -> Vec<u8> {
-        self.state().hosts[0].disk.contents(name).unwrap_or_default().to_vec()
+    pub fn file_bytes(&self, host: usize, name: &str) -> Vec<u8> {
+        self.state().hosts[host].disk.contents(name).unwrap_or_default().to_vec()
     }
 
     /// Flips a bit of one of host 0's files for good; false when it is not that long.
@@ -203,15 +237,50 @@ impl Universe {
         self.state().hosts[0].disk.flip(name, byte, bit)
     }
 
+    /// Replaces bytes of one of a host's files for good.
+    pub fn overwrite_in_file(&self, host: usize, name: &str, at: u64, bytes: &[u8]) -> bool {
+        self.state().hosts[host].disk.overwrite(name, at, bytes)
+    }
+
+    /// Makes a block of one of a host's files unreadable until it is written again.
+    pub fn lose_block(&self, host: usize, name: &str, at: u64) -> bool {
+        self.state().hosts[host].disk.lose_block(name, at)
+    }
+
+    /// The bug planted in this world.
+    #[must_use]
+    pub fn canary(&self) -> Option<faults::Canary> {
+        self.state().faults.canary
+    }
+
+    /// Lets a page of a host's page store decay, if it has any; which.
+    pub fn decay_page(&self, host: usize) -> Option<(VolumeId, u64)> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        state.hosts[host].pages.decay(state.faults.canary, &mut state.rng)
+    }
+
+    /// Writes and syncs of a host's disk that failed for good since it was started.
+    #[must_use]
+    pub fn broken_writes(&self, host: usize) -> u64 {
+        self.state().hosts[host].disk.broken
+    }
+
     /// Cuts off one of host 0's files for good.
     pub fn truncate_file(&self, name: &str, len: u64) -> bool {
         self.state().hosts[0].disk.truncate(name, len)
     }
 
-    /// Most bytes that host 0's files took at any time.
+    /// Most bytes that a host's files took at any time.
     #[must_use]
-    pub fn peak_disk_bytes(&self) -> u64 {
-        self.state().hosts[0].disk.peak_bytes
+    pub fn peak_disk_bytes(&self, host: usize) -> u64 {
+        self.state().hosts[host].disk.peak_bytes
+    }
+
+    /// Most SCO puts that one host had under way to a namespace at one time.
+    #[must_use]
+    pub fn peak_scos(&self, namespace: &str) -> usize {
+        self.state().store.peak_scos.get(namespace).copied().unwrap_or_default()
     }
 
     /// Most bytes of puts that were under way at one time.
@@ -262,6 +331,7 @@ impl State {
         host.life += 1;
         host.down = true;
         host.crash_at = None;
+        (host.paused, host.partitioned) = (false, false);
     }
 
     fn restart(&mut self, host: usize, crash: Crash, now: Duration) {
@@ -306,8 +376,15 @@ impl Link {
         self.state().hosts[self.host].life != self.life
     }
 
-    /// A point where the host may crash. Never returns once this life is over.
+    /// A point where the host may crash. Never returns once this life is over, nor while the host stands still.
     pub async fn gate(&self, what: &str, detail: u64) {
+        loop {
+            let resumed = self.shared.resumed.notified();
+            if !self.state().hosts[self.host].paused {
+                break;
+            }
+            resumed.await;
+        }
         if !self.pass(what, detail) {
             std::future::pending::<()>().await;
         }
@@ -326,7 +403,7 @@ impl Link {
         if host.crash_at.is_some_and(|at| host.gates >= at) {
             state.stop(self.host);
             drop(state);
-            self.shared.crashed.notify_one();
+            self.shared.crashed.notify_waiters();
             return false;
         }
         true
@@ -375,9 +452,19 @@ impl World for SimWorld {
         tokio::time::sleep(how_long)
     }
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        if !self.link.is_over() {
+        if self.link.is_over() {
+            // Nothing of a life that is over may be noticed any more, not even that its tasks are gone.
+            tokio::task::spawn_local(async move {
+                let _never_polled = task;
+                std::future::pending::<()>().await
+            });
+        } else {
             tokio::task::spawn_local(task);
         }
+    }
+    fn adopt(&self, file: std::sync::Arc<std::fs::File>) -> Option<disk::SimFile> {
+        let (namespace, name, len) = self.link.state().store.adopt(&file)?;
+        Some(disk::SimFile::of_object(self.link.clone(), namespace, name, len))
     }
     fn random_id(&self) -> [u8; 16] {
         self.link.state().rng.bytes16()

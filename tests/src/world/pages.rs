@@ -1,15 +1,17 @@
 //! A page store whose batches survive a crash as a prefix, at least up to the last sync.
 //!
-//! Both kinds of crash lose unsynced batches: they live in the process's memory.
+//! Both kinds of crash lose unsynced batches: they live in the process's memory. Pages may decay, and calls fail: whatever it
+//! holds can be made again from the backend.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use volumedriver::world::{PageBatch, PageStore};
-use volumedriver_core::fault::Result;
+use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::map::Page;
 use volumedriver_core::units::{PageNo, TlogNo, VolumeId};
 
-use super::faults::Crash;
+use super::faults::{Canary, Crash, PageFaults, is_in};
 use super::rng::Rng;
 use super::{Link, mix};
 
@@ -77,6 +79,24 @@ impl PagesState {
         self.visible = self.durable.clone();
     }
 
+    /// Flips a bit of a page, as a disk does that decays; with the canary, one that no checksum shows. The page, if there is
+    /// one.
+    pub fn decay(&mut self, canary: Option<Canary>, rng: &mut Rng) -> Option<(VolumeId, u64)> {
+        let nth = rng.below(self.visible.pages.len() as u64) as usize;
+        let (key, bytes) = self.visible.pages.iter().nth(nth)?;
+        let key = *key;
+        let mut bytes = bytes.to_vec();
+        if canary == Some(Canary::UncheckedPage) {
+            bytes = Page::hole().encode(PageNo(key.1)).to_vec();
+        } else {
+            let bit = rng.below(bytes.len() as u64 * 8) as usize;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+        self.durable.pages.insert(key, bytes.clone().into());
+        self.visible.pages.insert(key, bytes.into());
+        Some(key)
+    }
+
     fn take(&mut self, step: Step) {
         self.visible.apply(&step);
         self.unsynced.push(step);
@@ -89,11 +109,29 @@ impl PagesState {
     }
 }
 
+impl Link {
+    /// Fails at this rate, and for want of space in its windows.
+    fn pages_fail(&self, rate: impl FnOnce(&PageFaults) -> u32, writes: bool) -> Result<()> {
+        let now = self.now();
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let faults = &state.faults.pages;
+        if writes && is_in(&faults.full, now) {
+            return Err(Fault::no_space("the simulated page store is full"));
+        }
+        match state.rng.chance(rate(faults)) {
+            true => Err(Fault::unavailable("simulated failure of the page store")),
+            false => Ok(()),
+        }
+    }
+}
+
 impl PageStore for SimPages {
     async fn get(&self, volume: VolumeId, pages: Vec<PageNo>) -> Result<Vec<Option<Bytes>>> {
         self.0.gate("pages.get", pages.iter().fold(0, |h, p| mix(h ^ p.0))).await;
         self.0.delay(1, 2, 100_000).await;
         self.0.gate("pages.got", 0).await;
+        self.0.pages_fail(|faults| faults.read_error, false)?;
         let state = self.0.state();
         let content = &state.hosts[self.0.host].pages.visible.pages;
         Ok(pages.iter().map(|page| content.get(&(volume, page.0)).cloned()).collect())
@@ -103,6 +141,7 @@ impl PageStore for SimPages {
         self.0.gate("pages.put", mix(batch.applied.0) ^ batch.pages.len() as u64).await;
         self.0.delay(1, 5, 200_000).await;
         self.0.gate("pages.putting", 0).await;
+        self.0.pages_fail(|faults| faults.write_error, true)?;
         self.0.state().hosts[self.0.host].pages.take(Step::Batch(volume, batch));
         self.0.gate("pages.done", 0).await;
         Ok(())
@@ -110,6 +149,7 @@ impl PageStore for SimPages {
 
     async fn applied(&self, volume: VolumeId) -> Result<Option<TlogNo>> {
         self.0.gate("pages.applied", 0).await;
+        self.0.pages_fail(|faults| faults.read_error, false)?;
         let state = self.0.state();
         Ok(state.hosts[self.0.host].pages.visible.applied.get(&volume).copied())
     }
@@ -119,6 +159,7 @@ impl PageStore for SimPages {
         let steps = self.0.state().hosts[self.0.host].pages.unsynced.len();
         self.0.delay(1, 5, 500_000).await;
         self.0.gate("pages.syncing", steps as u64).await;
+        self.0.pages_fail(|faults| faults.sync_error, true)?;
         self.0.state().hosts[self.0.host].pages.sync(steps);
         self.0.gate("pages.synced", 0).await;
         Ok(())
@@ -126,6 +167,7 @@ impl PageStore for SimPages {
 
     async fn drop_volume(&self, volume: VolumeId) -> Result<()> {
         self.0.gate("pages.drop", 0).await;
+        self.0.pages_fail(|faults| faults.write_error, true)?;
         self.0.state().hosts[self.0.host].pages.take(Step::Drop(volume));
         self.0.gate("pages.dropped", 0).await;
         Ok(())

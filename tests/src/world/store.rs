@@ -4,6 +4,8 @@
 //! lost, happens at once, happens up to [`LATEST`] later, or never. The store itself never crashes.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +13,7 @@ use volumedriver::world::{ObjectInfo, ObjectStore, Purpose, Put};
 use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::format::names;
 
-use super::faults::{Canary, StoreFaults};
+use super::faults::{Canary, StoreFaults, is_in};
 use super::rng::Rng;
 use super::{Link, State, mix, name_word, order};
 
@@ -32,7 +34,11 @@ pub(crate) struct StoreState {
     flying: BTreeMap<u64, (usize, Change)>,
     /// Most bytes of puts under way at one time.
     pub peak_flying_bytes: u64,
+    /// Most SCO puts of one host under way to a namespace at one time.
+    pub peak_scos: BTreeMap<String, usize>,
     pub puts: u64,
+    /// What stands for objects handed out as local files, until they are adopted.
+    handed_out: Vec<(Arc<File>, String, String)>,
 }
 
 #[derive(Default)]
@@ -68,10 +74,12 @@ enum Outcome {
 }
 
 impl Change {
-    fn flying_bytes(&self) -> u64 {
+    fn namespace(&self) -> &str {
         match self {
-            Self::Put(_, _, body, _) => body.len() as u64,
-            Self::CreateNamespace(_) | Self::DeleteNamespace(_) | Self::Delete(..) => 0,
+            Self::CreateNamespace(namespace)
+            | Self::DeleteNamespace(namespace)
+            | Self::Put(namespace, ..)
+            | Self::Delete(namespace, _) => namespace,
         }
     }
 }
@@ -79,15 +87,19 @@ impl Change {
 impl Change {
     fn lacks_room(&self, faults: &StoreFaults, now: Duration) -> bool {
         let Self::Put(.., purpose) = self else { return false };
-        let full = faults.full.iter().any(|w| w.holds(now));
-        full || *purpose == Purpose::Data && faults.full_of_data.iter().any(|w| w.holds(now))
+        is_in(&faults.full, now)
+            || *purpose == Purpose::Data && is_in(&faults.full_of_data, now)
     }
 }
 
 impl Outcome {
+    /// What a host cut off from the store sends: most of it is lost, some arrives late.
+    fn draw_cut_off(rng: &mut Rng) -> Self {
+        rng.pick(&[(6, Self::Refused), (2, Self::HappensLate)])
+    }
+
     fn draw(faults: &StoreFaults, now: Duration, rng: &mut Rng) -> Self {
-        let out = faults.outages.iter().any(|w| w.holds(now));
-        if out {
+        if is_in(&faults.outages, now) {
             rng.pick(&[(8, Self::Refused), (1, Self::ReplyLost), (1, Self::HappensLate)])
         } else if rng.chance(faults.error_before) {
             Self::Refused
@@ -127,6 +139,36 @@ impl StoreState {
 
     fn object(&self, namespace: &str, name: &str) -> Option<&Object> {
         self.namespaces.get(namespace)?.objects.get(name)
+    }
+
+    /// An object's bytes.
+    pub fn body(&self, namespace: &str, name: &str) -> Option<&Bytes> {
+        self.object(namespace, name).map(|object| object.forged.as_ref().unwrap_or(&object.body))
+    }
+
+    /// The object that a file handed out stands for, and its length.
+    pub fn adopt(&mut self, file: &Arc<File>) -> Option<(String, String, u64)> {
+        let at = self.handed_out.iter().position(|(given, ..)| Arc::ptr_eq(given, file))?;
+        let (_, namespace, name) = self.handed_out.swap_remove(at);
+        let len = self.body(&namespace, &name)?.len() as u64;
+        Some((namespace, name, len))
+    }
+
+    fn count_flying(&mut self, host: usize, namespace: &str) {
+        let puts = self.flying.values().filter_map(|(_, change)| match change {
+            Change::Put(_, _, body) => Some(body.len() as u64),
+            Change::CreateNamespace(_) | Change::DeleteNamespace(_) | Change::Delete(..) => None,
+        });
+        self.peak_flying_bytes = self.peak_flying_bytes.max(puts.sum());
+        let scos = self.flying.values().filter(|(of, change)| match change {
+            Change::Put(space, name, _) => {
+                *of == host && space == namespace && name.starts_with(names::SCO_PREFIX)
+            }
+            Change::CreateNamespace(_) | Change::DeleteNamespace(_) | Change::Delete(..) => false,
+        });
+        let scos = scos.count();
+        let peak = self.peak_scos.entry(namespace.to_owned()).or_default();
+        *peak = scos.max(*peak);
     }
 
     fn delete(&mut self, namespace: &str, name: &str, now: Duration) {
@@ -221,7 +263,8 @@ impl State {
                 self.violations
                     .push(format!("name reused: {namespace}/{name} was put with other bytes"));
             }
-            if canary != Some(Canary::ReusedName) {
+            let fenced = name.starts_with(names::MANIFEST_PREFIX);
+            if canary != Some(Canary::ReusedName) && !(canary == Some(Canary::NoFence) && fenced) {
                 return Ok(Put::Exists);
             }
         }
@@ -273,10 +316,14 @@ impl Link {
             let mut guard = self.state();
             let state = &mut *guard;
             let outcome = Outcome::draw(&state.faults.store, now, &mut state.rng);
+            let outcome = match state.hosts[self.host].partitioned {
+                true => Outcome::draw_cut_off(&mut state.rng),
+                false => outcome,
+            };
             let flight = state.take_flight_no();
+            let namespace = change.namespace().to_owned();
             state.store.flying.insert(flight, (self.host, change));
-            let bytes = state.store.flying.values().map(|(_, c)| c.flying_bytes()).sum();
-            state.store.peak_flying_bytes = state.store.peak_flying_bytes.max(bytes);
+            state.store.count_flying(self.host, &namespace);
             (flight, outcome)
         };
         let guard = FlyingGuard { link: self, flight };
@@ -295,6 +342,9 @@ impl Link {
         let Some((_, change)) = state.store.flying.remove(&flight) else {
             return Err(unavailable(what));
         };
+        // Cut off since it was sent: the answer does not come back.
+        let cut_off = state.hosts[self.host].partitioned && outcome == Outcome::Happens;
+        let outcome = if cut_off { Outcome::ReplyLost } else { outcome };
         if change.lacks_room(&state.faults.store, now) {
             return Err(Fault::no_space(format!("{what}: the simulated object store is full")));
         }
@@ -323,7 +373,8 @@ impl Link {
             let mut guard = self.state();
             let state = &mut *guard;
             let faults = &state.faults.store;
-            faults.outages.iter().any(|w| w.holds(now)) || state.rng.chance(faults.error_before)
+            let cut_off = state.hosts[self.host].partitioned;
+            cut_off || is_in(&faults.outages, now) || state.rng.chance(faults.error_before)
         };
         self.gate("store.asked", u64::from(fails)).await;
         if fails { Err(unavailable(what)) } else { Ok(()) }
@@ -428,6 +479,19 @@ impl ObjectStore for SimStore {
         let wanted =
             names.filter(|n| n.starts_with(prefix) && after.is_none_or(|a| n.as_str() > a));
         Ok(wanted.take(limit as usize).collect())
+    }
+
+    async fn local_file(&self, namespace: &str, name: &str) -> Result<Option<Arc<File>>> {
+        self.0.gate("store.local_file", name_word(name)).await;
+        let mut state = self.0.state();
+        if !state.faults.store.local_files || state.store.body(namespace, name).is_none() {
+            return Ok(None);
+        }
+        // The bytes come from the world; the file only stands for them.
+        let file = File::open("/dev/null").map(Arc::new);
+        let file = file.map_err(|error| Fault::unavailable("no descriptor left").because(error))?;
+        state.store.handed_out.push((file.clone(), namespace.to_owned(), name.to_owned()));
+        Ok(Some(file))
     }
 
     async fn delete(&self, namespace: &str, name: &str) -> Result<()> {

@@ -99,12 +99,12 @@ fn nothing_returns_after_a_crash_and_an_interrupted_write_may_land_in_part() {
         let bytes = run(seed, Faults::default(), async |universe| {
             let world = universe.world();
             let file = world.disk().create("a", 8192).await.unwrap();
-            universe.crash_after(2);
+            universe.crash_after(0, 2);
             let slices = [block(9), block(9)].concat();
             tokio::select! {
                 biased;
                 result = file.write_at(slices, 0, Durability::Now) => panic!("returned {result:?}"),
-                () = universe.crashed() => {}
+                () = universe.crashed(|| 0) => {}
             }
             let world = universe.restart(Crash::Kill);
             read(&world, "a", 8192).await

@@ -138,6 +138,8 @@ impl TlogNo {
     }
 }
 
+/// Largest sequence, epoch, or number of a manifest or TLog that is taken from outside: there is room to count on from it.
+pub const MAX_NUMBER: u64 = (1 << 61) - 1;
 /// Smallest unit a guest may address, bytes.
 pub const SECTOR_BYTES: u64 = 512;
 /// Clusters per map page.

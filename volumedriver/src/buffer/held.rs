@@ -5,10 +5,12 @@
 use std::collections::BTreeMap;
 
 use volumedriver_core::format::ChangeKind;
-use volumedriver_core::units::{ClusterCrc, ClusterSize, Epoch, ScoSeq, Seq};
+use volumedriver_core::units::{ClusterCrc, ClusterSize, Epoch, ScoId, ScoSeq, Seq};
 
 /// Consecutive clusters of an SCO that lie one after the other in a segment.
 pub(super) struct Run {
+    /// Who wrote them.
+    pub epoch: Epoch,
     pub first_index: u32,
     pub segment: usize,
     pub offset: u64,
@@ -23,8 +25,8 @@ impl Run {
 }
 
 /// An SCO that is not disposed of yet.
+#[derive(Default)]
 pub(super) struct HeldSco {
-    pub epoch: Epoch,
     /// In order of their first index, without overlap.
     pub runs: Vec<Run>,
     /// Segments with entries of this SCO, each once.
@@ -53,10 +55,8 @@ impl HeldVolume {
     }
 
     /// Notes that a segment has an entry of this SCO. `true` the first time.
-    pub fn pin(&mut self, sco: ScoSeq, epoch: Epoch, segment: usize) -> bool {
-        let new = || HeldSco { epoch, runs: Vec::new(), segments: Vec::new() };
-        let held = self.scos.entry(sco).or_insert_with(new);
-        held.epoch = held.epoch.max(epoch);
+    pub fn pin(&mut self, sco: ScoSeq, segment: usize) -> bool {
+        let held = self.scos.entry(sco).or_default();
         // Appending goes on in the newest segment, so this looks at one element.
         let known = held.segments.iter().rev().any(|known| *known == segment);
         if !known {
@@ -68,27 +68,27 @@ impl HeldVolume {
     /// Notes where clusters of a pinned SCO lie. `false`: they overlap what is there, nothing changed.
     pub fn place(
         &mut self,
-        sco: ScoSeq,
+        sco: ScoId,
         first_index: u32,
         crcs: &[ClusterCrc],
-        segment: usize,
-        offset: u64,
+        (segment, offset): (usize, u64),
     ) -> bool {
         let cluster_bytes = self.cluster_size.bytes();
-        let Some(held) = self.scos.get_mut(&sco) else { return false };
+        let ScoId { epoch, seq } = sco;
+        let Some(held) = self.scos.get_mut(&seq) else { return false };
         let end = held.runs.last().map_or(0, Run::end);
         if first_index < end {
             return false;
         }
         self.bytes += crcs.len() as u64 * cluster_bytes;
         if let Some(last) = held.runs.last_mut()
-            && last.segment == segment
+            && (last.epoch, last.segment) == (epoch, segment)
             && last.end() == first_index
             && last.offset + last.crcs.len() as u64 * cluster_bytes == offset
         {
             last.crcs.extend_from_slice(crcs);
         } else {
-            held.runs.push(Run { first_index, segment, offset, crcs: crcs.to_vec() });
+            held.runs.push(Run { epoch, first_index, segment, offset, crcs: crcs.to_vec() });
         }
         true
     }
@@ -139,7 +139,17 @@ impl HeldVolume {
         let (Some(held), ChangeKind::Data { first_index, .. }) = (self.scos.get(&sco), kind) else {
             return false;
         };
-        held.epoch < epoch && *first_index < held.runs.last().map_or(0, Run::end)
+        let written = held.runs.last().filter(|run| run.epoch < epoch).map_or(0, Run::end);
+        *first_index < written
+    }
+
+    /// Forgets the clusters that epochs before this one wrote under an SCO position. The segments stay pinned: `epoch` may
+    /// have entries there too.
+    pub fn supersede(&mut self, sco: ScoSeq, epoch: Epoch) {
+        let Some(held) = self.scos.get_mut(&sco) else { return };
+        let old = held.runs.extract_if(.., |run| run.epoch < epoch);
+        let clusters: usize = old.map(|run| run.crcs.len()).sum();
+        self.bytes -= clusters as u64 * self.cluster_size.bytes();
     }
 
     /// Takes out an SCO; returns the segments it had entries in.

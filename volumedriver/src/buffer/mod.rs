@@ -5,10 +5,13 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `tail` | segments, their images in memory, appending, freeing: the state, changed without waiting |
+//! | `tail` | the journal's state: appending, closing records, freeing; changed without waiting |
+//! | `segment` | one segment file and the images in memory of what it gets |
 //! | `held` | per volume: which clusters of which SCO lie where |
 //! | `writer` | the task that writes, commits, recycles and grows |
+//! | `device` | access to the files that stands a full or failing device for a while |
 //! | `read` | clusters back out of memory or files |
+//! | `image` | a segment file in memory, with the places that cannot be read |
 //! | `recover` | what a crash left: scanning the files, deciding where the journal ends |
 //! | `replay` | the surviving records per volume, and what is known to be lost |
 //!
@@ -18,13 +21,18 @@
 //!   header is wiped before a younger one's, and before any header is written.
 //! - A segment's records end where any segment of a later use begins (`first_record`). Recovery goes on in a fresh segment
 //!   whose `first_record` follows the last record it kept, so what it dropped can never come back.
+//! - Once a flush was acknowledged and the journal is quiet, a record without entries says so (a *note*): what decays after
+//!   that is known to have been durable, and is never taken for a torn tail.
 //! - Uses are numbered from a random start: a guest cannot write a cluster that passes for a record.
 //! - Data leaves the last `1/16` of the last free segment to seals, without which nothing could be uploaded and freed.
 
+mod device;
 mod held;
+mod image;
 mod read;
 mod recover;
 mod replay;
+mod segment;
 mod tail;
 mod writer;
 
@@ -41,11 +49,11 @@ use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::format::change::Mark;
 use volumedriver_core::format::journal::{DataEntry, MarkEntry, Source};
 use volumedriver_core::units::{
-    ClusterAddr, ClusterCount, ClusterCrc, ClusterSize, Epoch, NodeId, ScoSeq, Seq, VolumeId,
+    ClusterAddr, ClusterCount, ClusterCrc, ClusterSize, Epoch, NodeId, ScoId, ScoSeq, Seq, VolumeId,
 };
 
 use crate::world::{Disk, World};
-pub use replay::{Damage, ReplayedSco, ReplayedVolume};
+pub use replay::{Damage, Replayed, ReplayedSco, ReplayedVolume};
 use tail::Tail;
 pub use tail::{Counters, MIN_SEGMENT_BYTES};
 
@@ -125,9 +133,9 @@ struct Inner<W: World> {
 impl<W: World> Buffer<W> {
     /// Opens the buffer in the world's disk, creating what is missing, and returns what a crash left in it. Refuses
     /// segments of another node or shard, and of a later format, before anything is changed.
-    pub async fn open(world: W, config: BufferConfig) -> Result<(Self, Vec<ReplayedVolume>)> {
+    pub async fn open(world: W, config: BufferConfig) -> Result<(Self, Replayed)> {
         config.check()?;
-        let (tail, volumes) = recover::open(&world, &config).await?;
+        let (tail, replayed) = recover::open(&world, &config).await?;
         let inner = Rc::new(Inner {
             world: world.clone(),
             config,
@@ -137,7 +145,7 @@ impl<W: World> Buffer<W> {
             room: Notify::new(),
         });
         world.spawn(writer::run(inner.clone()));
-        Ok((Self { inner }, volumes))
+        Ok((Self { inner }, replayed))
     }
 
     /// The log of one volume: the door to appending and reading. Knows what was replayed or appended for it before.
@@ -155,6 +163,12 @@ impl<W: World> Buffer<W> {
     /// Gives up everything held for a volume that is gone.
     pub fn forget(&self, volume: VolumeId) {
         self.inner.tail.borrow_mut().forget(volume);
+        self.inner.freed();
+    }
+
+    /// Every volume there is was opened: what none of them needs may be freed. Until then the traces of damage stay.
+    pub fn settle(&self) {
+        self.inner.tail.borrow_mut().settle();
         self.inner.freed();
     }
 
@@ -204,21 +218,39 @@ impl<W: World> Buffer<W> {
     /// Flushes and ends; appends are refused from now on, reads go on.
     pub async fn close(&self) -> Result<()> {
         self.inner.tail.borrow_mut().stop_appends();
-        let result = self.inner.flush().await;
+        let mut result = self.inner.flush().await;
+        let note = {
+            let mut tail = self.inner.tail.borrow_mut();
+            if tail.wants_note() { tail.append_note() } else { None }
+        };
+        if let (Ok(()), Some(note)) = (&result, note) {
+            result = self.inner.flush_upto(note).await;
+        }
         self.inner.tail.borrow_mut().closed = true;
         self.inner.work.notify_one();
         result
+    }
+
+    /// Memory for the latest segments' contents, bytes: bounded by [`BufferConfig::memory_bytes`], or four images of 4 MiB
+    /// if that is more, and what seals need.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.inner.tail.borrow().image_bytes()
     }
 }
 
 impl<W: World> Inner<W> {
     async fn flush(&self) -> Result<()> {
+        let last = self.tail.borrow().last_appended();
+        self.flush_upto(last).await
+    }
+
+    async fn flush_upto(&self, target: u64) -> Result<()> {
         let waiting = {
             let mut tail = self.tail.borrow_mut();
             if let Some(failure) = tail.failure() {
                 return Err(failure);
             }
-            let target = tail.last_appended();
             if tail.durable_record >= target {
                 return Ok(());
             }
@@ -349,6 +381,22 @@ impl<W: World> VolumeLog<W> {
     /// SCOs up to this one are published: what is held of them here may go.
     pub fn dispose(&self, up_to: ScoSeq) {
         self.inner.tail.borrow_mut().dispose(self.volume, up_to);
+        self.inner.freed();
+    }
+
+    /// Keeps the buffer's contents as they are until the volume is forgotten: the next opening must find the same damage.
+    pub fn keep(&self) {
+        self.inner.tail.borrow_mut().keep(self.volume);
+    }
+
+    /// What epochs before this one wrote under the SCO's position is obsolete.
+    pub fn supersede(&self, sco: ScoId) {
+        self.inner.tail.borrow_mut().supersede(self.volume, sco.seq, sco.epoch);
+    }
+
+    /// Gives up what is held under one SCO position, out of order.
+    pub fn give_up(&self, sco: ScoSeq) {
+        self.inner.tail.borrow_mut().give_up(self.volume, sco);
         self.inner.freed();
     }
 

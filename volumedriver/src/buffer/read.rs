@@ -7,10 +7,11 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::units::{ClusterCrc, ScoSeq, VolumeId};
 
+use super::device;
 use super::held::Piece;
 use super::{FileOf, Inner};
-use crate::io::buf::{AlignedBuf, AreaSlice};
-use crate::world::{DiskFile, World};
+use crate::io::buf::AreaSlice;
+use crate::world::World;
 
 /// Most bytes of one read of a file.
 const MAX_READ: u64 = 1 << 20;
@@ -109,18 +110,24 @@ fn plan<W: World>(
 impl<W: World> FileRead<W> {
     async fn load(self) -> Result<Bytes> {
         let len = self.piece.crcs.len() as u64 * self.cluster_bytes;
-        let buf = AlignedBuf::recycled(len as usize);
-        let buf = self.file.read_at(buf, self.piece.offset).await?;
-        let clusters = buf.chunks(self.cluster_bytes as usize);
-        for ((cluster, crc), index) in clusters.zip(&self.piece.crcs).zip(self.piece.first_index..)
-        {
-            if ClusterCrc::of(cluster) != *crc {
-                let (volume, sco) = self.name;
-                return Err(Fault::corrupt(format!(
-                    "cluster {index} of SCO {sco} of volume {volume} is damaged in the write buffer"
-                )));
-            }
+        let is_good = |bytes: &[u8]| self.first_bad(bytes).is_none();
+        let read = device::read_good(&self.file, len as usize, self.piece.offset, is_good).await;
+        let about = |fault: Fault| {
+            let (volume, sco) = self.name;
+            fault.about(format!("SCO {sco} of volume {volume} in the write buffer"))
+        };
+        let (bytes, good) = read.map_err(about)?;
+        if good {
+            return Ok(bytes.into_bytes());
         }
-        Ok(buf.into_bytes())
+        let index = self.first_bad(&bytes).unwrap_or(self.piece.first_index);
+        Err(about(Fault::corrupt(format!("cluster {index} does not match its checksum"))))
+    }
+
+    /// Index of the first cluster that does not match its checksum.
+    fn first_bad(&self, bytes: &[u8]) -> Option<u32> {
+        let clusters = bytes.chunks(self.cluster_bytes as usize);
+        let mut checked = clusters.zip(&self.piece.crcs).zip(self.piece.first_index..);
+        checked.find(|((cluster, crc), _)| ClusterCrc::of(cluster) != **crc).map(|(_, index)| index)
     }
 }

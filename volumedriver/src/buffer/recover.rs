@@ -1,24 +1,27 @@
 //! What a crash left in the segment files, and where the journal ends.
 //!
-//! 1. Headers are read and put in the order of their use; foreign ones are refused before anything is changed.
+//! 1. Headers are read and put in the order of their use; foreign ones are refused before anything is changed. A segment
+//!    whose header is lost is known by its records.
 //! 2. Each used segment is scanned for records: block by block after a bad one, since whole records may lie behind it.
 //!    Records that a later segment's `first_record` shuts out are dropped.
 //! 3. The highest `durable_record` any record states is the watermark. What is missing or bad up to it is damage. Above it the
-//!    journal ends at the first record that is missing or bad: a torn tail, which nobody was promised.
+//!    journal ends at the first record that is missing or bad: a torn tail, which nobody was promised. What the disk cannot
+//!    read is no torn tail wherever it lies: that is damage too.
 //! 4. The files are synced, so that what is kept is durable, and the next record goes to a fresh segment.
 
 use volumedriver_core::fault::{Fault, Kind, Result};
-use volumedriver_core::format::journal::{BLOCK_BYTES, BadCluster, RecordHeader, verify_payload};
+use volumedriver_core::format::journal::{BLOCK_BYTES, BadCluster, RecordHeader};
 use volumedriver_core::format::segment::SegmentHeader;
 
-use super::replay::{Replay, ReplayedVolume};
-use super::tail::{BLOCK, Header, Segment, Tail, segment_name};
+use super::replay::{Replay, Replayed};
+use super::device;
+use super::image::Image;
+use super::segment::{Header, Segment};
+use super::tail::{BLOCK, Tail, segment_name};
 use super::{BufferConfig, FileOf};
 use crate::io::buf::{AlignedBuf, AreaSlice};
 use crate::world::{Disk, DiskFile, Durability, World};
 
-/// Bytes read at a time where a large read failed.
-const CAREFUL_READ: u64 = 64 << 10;
 /// Segments needed to begin.
 const MIN_SEGMENTS: usize = 2;
 
@@ -34,8 +37,19 @@ enum Found {
     Blank,
     /// Neither blank nor a header.
     Unreadable,
-    /// With the number of its first record, unless its header was lost and is inferred.
-    Used { use_no: u64, first_record: Option<u64> },
+    /// Its header is damaged, and what it held was given up before.
+    Freed,
+    Used(Use),
+}
+
+/// What a segment is used for.
+#[derive(Clone, Copy)]
+struct Use {
+    use_no: u64,
+    /// `None` when its header was lost and none of its records is whole.
+    first_record: Option<u64>,
+    /// The file is shorter than it was.
+    cut_short: bool,
 }
 
 /// A record whose header is whole.
@@ -45,6 +59,17 @@ pub(super) struct FoundRecord {
     pub payload_at: u64,
     pub header: RecordHeader,
     pub bad: Vec<BadCluster>,
+    /// The disk cannot read all of it: that it is bad is no sign of a torn write.
+    unreadable: bool,
+}
+
+impl<F> FoundFile<F> {
+    fn use_no(&self) -> Option<u64> {
+        match self.state {
+            Found::Used(at) => Some(at.use_no),
+            Found::Blank | Found::Unreadable | Found::Freed => None,
+        }
+    }
 }
 
 impl FoundRecord {
@@ -56,7 +81,7 @@ impl FoundRecord {
 pub(super) async fn open<W: World>(
     world: &W,
     config: &BufferConfig,
-) -> Result<(Tail<FileOf<W>>, Vec<ReplayedVolume>)> {
+) -> Result<(Tail<FileOf<W>>, Replayed)> {
     let mut files = find_files(world, config).await?;
     let spare_number = files.iter().map(|file| file.number + 1).max().unwrap_or(0);
     let next_number = make_missing(world, config, &mut files, spare_number).await?;
@@ -65,30 +90,42 @@ pub(super) async fn open<W: World>(
     for found in &files {
         found.file.sync().await?;
     }
-    let unreadable = infer_lost_header(&mut files);
+    recognize(&mut files, config).await?;
+    infer_lost_header(&mut files);
+    let unreadable = files.iter().filter(|file| matches!(file.state, Found::Unreadable)).count();
     let (used, rest) = split_used(files)?;
-    let records = scan_all(&used).await?;
-    let journal = Journal::decide(&used, records);
-    let (next_record, next_use) = next_numbers(world, &used, &journal);
-    let mut tail = Tail::new(next_record, next_use, config.memory_bytes);
+    let scanned = scan_all(&used).await?;
+    let journal = Journal::decide(&used, scanned);
+    let next_use = match used.last() {
+        // Some of these numbers may stand in what cannot be read.
+        Some(newest) => newest.at.use_no + 1 + unreadable as u64,
+        None => random_start(world),
+    };
+    let mut tail = Tail::new(journal.last_record + 1, next_use, config.memory_bytes);
     tail.next_number = next_number;
-    let damaged = !journal.lost.is_empty() || unreadable;
-    let volumes = fill_tail(&mut tail, used, journal);
+    tail.resume(journal.last_entry(), journal.durable_record);
+    let damaged = !journal.lost.is_empty() || unreadable > 0;
+    if damaged || journal.records.iter().any(|record| !record.bad.is_empty()) {
+        tail.hold();
+    }
+    let replayed = fill_tail(&mut tail, used, journal);
     for found in rest {
         let len = found.file.len();
         match found.state {
             // It may hold what is missing: left alone for whoever wants to rescue it.
-            Found::Unreadable if damaged && !volumes.is_empty() => {
+            Found::Unreadable if damaged && !replayed.volumes.is_empty() => {
                 tail.add_unusable(Segment::new(found.file, len, Header::Stale));
             }
-            Found::Unreadable => tail.add_free(Segment::new(found.file, len, Header::Stale)),
-            Found::Blank | Found::Used { .. } => {
+            Found::Unreadable | Found::Freed => {
+                tail.add_free(Segment::new(found.file, len, Header::Stale));
+            }
+            Found::Blank | Found::Used(_) => {
                 tail.add_free(Segment::new(found.file, len, Header::Blank));
             }
         }
     }
     continue_if_full(&mut tail).await?;
-    Ok((tail, volumes))
+    Ok((tail, replayed))
 }
 
 /// Opens the segment files and reads their headers; refuses what is not ours.
@@ -119,12 +156,14 @@ async fn find_files<W: World>(
 }
 
 async fn read_header<F: DiskFile>(file: &F, name: &str, config: &BufferConfig) -> Result<Found> {
-    let block = match file.read_at(AlignedBuf::zeroed(BLOCK_BYTES), 0).await {
-        Ok(block) => block,
+    let is_blank = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+    let is_good = |block: &[u8]| is_blank(block) || SegmentHeader::decode(block).is_ok();
+    let block = match device::read_good(file, BLOCK_BYTES, 0, is_good).await {
+        Ok((block, _)) => block,
         Err(fault) if fault.kind == Kind::Corrupt => return Ok(Found::Unreadable),
         Err(fault) => return Err(fault),
     };
-    if block.iter().all(|byte| *byte == 0) {
+    if is_blank(&block) {
         return Ok(Found::Blank);
     }
     let header = match SegmentHeader::decode(&block) {
@@ -142,17 +181,20 @@ async fn read_header<F: DiskFile>(file: &F, name: &str, config: &BufferConfig) -
             header.node, header.shard, config.node, config.shard
         )));
     }
-    if header.segment_bytes != file.len() {
+    let SegmentHeader { use_no, first_record, segment_bytes, .. } = header;
+    let cut_short = segment_bytes > file.len();
+    if segment_bytes < file.len() {
         return Err(Fault::invalid(format!(
-            "write buffer file {name} is {} bytes long, its header says {}",
+            "write buffer file {name} is {} bytes long, its header says {segment_bytes}",
             file.len(),
-            header.segment_bytes
         )));
     }
-    let sane = header.use_no < u64::MAX / 2 && (1..u64::MAX / 2).contains(&header.first_record);
-    let SegmentHeader { use_no, first_record, .. } = header;
+    if cut_short {
+        tracing::error!(name, segment_bytes, "a write buffer file was cut to {} bytes", file.len());
+    }
+    let sane = use_no < u64::MAX / 2 && (1..u64::MAX / 2).contains(&first_record);
     Ok(match sane {
-        true => Found::Used { use_no, first_record: Some(first_record) },
+        true => Found::Used(Use { use_no, first_record: Some(first_record), cut_short }),
         false => Found::Unreadable,
     })
 }
@@ -172,30 +214,80 @@ async fn make_missing<W: World>(
     Ok(number)
 }
 
-/// If just one use is missing in the sequence and just one file has no header, they belong together. Returns whether files
-/// without header are left.
-fn infer_lost_header<F: DiskFile>(files: &mut [FoundFile<F>]) -> bool {
-    let use_of = |file: &FoundFile<F>| match file.state {
-        Found::Used { use_no, .. } => Some(use_no),
-        Found::Blank | Found::Unreadable => None,
-    };
-    let mut uses: Vec<u64> = files.iter().filter_map(use_of).collect();
+/// Gives segments whose header is damaged their place by what their records say, and a new header.
+async fn recognize<F: DiskFile>(files: &mut [FoundFile<F>], config: &BufferConfig) -> Result<()> {
+    let known: Vec<u64> = files.iter().filter_map(FoundFile::use_no).collect();
+    // A segment is freed before its header is wiped: the one before the oldest may be either.
+    let oldest = known.iter().min().map_or(0, |oldest| oldest.saturating_sub(1));
+    let newest = known.iter().max().map_or(u64::MAX / 2, |newest| newest + 1);
+    for found in files.iter_mut().filter(|file| matches!(file.state, Found::Unreadable)) {
+        let mut image = Image::read(&found.file, None).await?;
+        let at_start = image.record(&found.file, BLOCK_BYTES, true).await?;
+        // Behind a damaged first record, its number is not known.
+        let first_record = at_start.as_ref().map(|record| record.record);
+        let Some(first) = at_start.or_else(|| image.records().next()) else { continue };
+        let use_no = first.segment_use;
+        if known.contains(&use_no) || use_no > newest {
+            continue;
+        }
+        let live = use_no >= oldest;
+        tracing::error!(
+            segment = segment_name(found.number),
+            use_no,
+            live,
+            "the header of a write buffer segment is damaged; it is known by its records"
+        );
+        found.state = match live {
+            true => Found::Used(Use { use_no, first_record, cut_short: false }),
+            false => Found::Freed,
+        };
+        if let (true, Some(first_record)) = (live, first_record) {
+            repair_header(&found.file, config, use_no, first_record).await;
+        }
+    }
+    Ok(())
+}
+
+/// Without it the next loss of a header would be one too many.
+async fn repair_header<F: DiskFile>(
+    file: &F,
+    config: &BufferConfig,
+    use_no: u64,
+    first_record: u64,
+) {
+    let (node, shard, segment_bytes) = (config.node, config.shard, file.len());
+    let header = SegmentHeader { node, shard, use_no, first_record, segment_bytes };
+    if let Err(fault) = file.write_at(vec![header_block(&header)], 0, Durability::Now).await {
+        tracing::warn!(%fault, "the header cannot be written now");
+    }
+}
+
+/// A header as it is written.
+pub(super) fn header_block(header: &SegmentHeader) -> AreaSlice {
+    let mut block = [0; BLOCK_BYTES];
+    header.encode(&mut block);
+    let mut buf = AlignedBuf::zeroed(BLOCK_BYTES);
+    buf.copy_from_slice(&block);
+    AreaSlice::from_aligned(buf)
+}
+
+/// If just one use is missing in the sequence and just one file has no header, they belong together.
+fn infer_lost_header<F: DiskFile>(files: &mut [FoundFile<F>]) {
+    let mut uses: Vec<u64> = files.iter().filter_map(FoundFile::use_no).collect();
     uses.sort_unstable();
     let after_gap = uses.windows(2).filter(|pair| matches!(pair, [a, b] if b - a == 2));
     let missing: Vec<u64> = after_gap.filter_map(|pair| Some(pair.first()? + 1)).collect();
     let mut lost: Vec<_> =
         files.iter_mut().filter(|file| matches!(file.state, Found::Unreadable)).collect();
     if let ([use_no], [file]) = (&missing[..], &mut lost[..]) {
-        file.state = Found::Used { use_no: *use_no, first_record: None };
-        return false;
+        file.state =
+            Found::Used(Use { use_no: *use_no, first_record: None, cut_short: false });
     }
-    !lost.is_empty()
 }
 
 struct UsedFile<F> {
     file: F,
-    use_no: u64,
-    first_record: Option<u64>,
+    at: Use,
 }
 
 /// The files in use in the order of their use, and the others.
@@ -207,102 +299,85 @@ fn split_used<F>(files: Vec<FoundFile<F>>) -> Result<Split<F>> {
     let mut rest = Vec::new();
     for found in files {
         match found.state {
-            Found::Used { use_no, first_record } => {
-                used.push(UsedFile { file: found.file, use_no, first_record });
-            }
-            Found::Blank | Found::Unreadable => rest.push(found),
+            Found::Used(at) => used.push(UsedFile { file: found.file, at }),
+            Found::Blank | Found::Unreadable | Found::Freed => rest.push(found),
         }
     }
-    used.sort_by_key(|segment| segment.use_no);
+    used.sort_by_key(|segment| segment.at.use_no);
     for pair in used.windows(2) {
         if let [one, other] = pair
-            && one.use_no == other.use_no
+            && one.at.use_no == other.at.use_no
         {
             return Err(Fault::corrupt(format!(
                 "two write buffer segments claim to be use {}; one is a copy, move it away",
-                one.use_no
+                one.at.use_no
             )));
         }
     }
     Ok((used, rest))
 }
 
+/// What the used segments hold.
+struct Scanned {
+    records: Vec<FoundRecord>,
+    /// Blocks that cannot be read, per used segment.
+    holes: Vec<Vec<u64>>,
+}
+
 /// Records of all segments, each segment's only up to where a later one begins.
-async fn scan_all<F: DiskFile>(used: &[UsedFile<F>]) -> Result<Vec<FoundRecord>> {
-    let mut records = Vec::new();
-    let mut image: Option<AlignedBuf> = None;
-    for index in 0..used.len() {
-        let Some(segment) = used.get(index) else { break };
-        let later = used.iter().skip(index + 1).filter_map(|later| later.first_record);
+async fn scan_all<F: DiskFile>(used: &[UsedFile<F>]) -> Result<Scanned> {
+    let mut scanned = Scanned { records: Vec::new(), holes: vec![Vec::new(); used.len()] };
+    let mut spare: Option<AlignedBuf> = None;
+    for (index, (segment, holes)) in used.iter().zip(&mut scanned.holes).enumerate() {
+        let later = used.iter().skip(index + 1).filter_map(|later| later.at.first_record);
         let end = later.min().unwrap_or(u64::MAX);
-        if segment.first_record.is_some_and(|first| first >= end) {
+        if segment.at.first_record.is_some_and(|first| first >= end) {
             continue;
         }
-        let file = &segment.file;
-        let buf = match image.take() {
-            Some(buf) if buf.len() as u64 == file.len() => buf,
-            Some(_) | None => AlignedBuf::zeroed(file.len() as usize),
-        };
-        let bytes = read_whole(file, buf).await?;
-        records.extend(scan(index, segment, &bytes).into_iter().filter(|r| r.header.record < end));
-        image = Some(bytes);
+        let mut image = Image::read(&segment.file, spare.take()).await?;
+        let found = scan(index, segment, &mut image).await?.into_iter();
+        scanned.records.extend(found.filter(|record| record.header.record < end));
+        *holes = image.holes;
+        spare = Some(image.bytes);
     }
-    Ok(records)
-}
-
-/// Reads a segment; what cannot be read is left as zeroes, which no record is.
-async fn read_whole<F: DiskFile>(file: &F, buf: AlignedBuf) -> Result<AlignedBuf> {
-    match file.read_at(buf, 0).await {
-        Ok(buf) => return Ok(buf),
-        Err(fault) if fault.kind == Kind::Corrupt => {
-            tracing::warn!(%fault, "reading a write buffer segment in small pieces");
-        }
-        Err(fault) => return Err(fault),
-    }
-    let mut whole = AlignedBuf::zeroed(file.len() as usize);
-    let piece_bytes = CAREFUL_READ as usize;
-    for (piece, offset) in whole.chunks_mut(piece_bytes).zip((0..).step_by(piece_bytes)) {
-        if read_into(file, piece, offset).await? {
-            continue;
-        }
-        for (block, at) in piece.chunks_mut(BLOCK_BYTES).zip((offset..).step_by(BLOCK_BYTES)) {
-            read_into(file, block, at).await?;
-        }
-    }
-    Ok(whole)
-}
-
-/// `false`: it cannot be read, and the piece is as it was.
-async fn read_into<F: DiskFile>(file: &F, piece: &mut [u8], offset: u64) -> Result<bool> {
-    match file.read_at(AlignedBuf::zeroed(piece.len()), offset).await {
-        Ok(read) => piece.copy_from_slice(&read),
-        Err(fault) if fault.kind == Kind::Corrupt => return Ok(false),
-        Err(fault) => return Err(fault),
-    }
-    Ok(true)
+    Ok(scanned)
 }
 
 /// Every whole record header of this use, with the clusters of its payload that are bad.
-fn scan<F>(used: usize, segment: &UsedFile<F>, bytes: &[u8]) -> Vec<FoundRecord> {
+async fn scan<F: DiskFile>(
+    used: usize,
+    segment: &UsedFile<F>,
+    image: &mut Image,
+) -> Result<Vec<FoundRecord>> {
     let mut records: Vec<FoundRecord> = Vec::new();
-    let mut next_record = segment.first_record.unwrap_or(1);
+    let mut next_record = segment.at.first_record.unwrap_or(1);
     let mut at = BLOCK_BYTES;
-    while let Some(block) = bytes.get(at..at + BLOCK_BYTES) {
+    // Where a record ends the next one begins, or the journal ends: worth a second look.
+    let mut due = true;
+    while at < image.bytes.len() {
+        let header_at = at;
         at += BLOCK_BYTES;
-        let Ok(record) = RecordHeader::decode(block) else { continue };
-        let fits = record.segment_use == segment.use_no
+        let is_due = std::mem::take(&mut due);
+        let found = image.record(&segment.file, header_at, is_due).await?;
+        let Some(record) = found else { continue };
+        let fits = record.segment_use == segment.at.use_no
             && (next_record..u64::MAX / 2).contains(&record.record)
             && record.durable_record < record.record;
-        let Some(payload) = bytes.get(at..at + record.payload_bytes as usize) else { continue };
-        if !fits {
+        let end = at + record.payload_bytes as usize;
+        if !fits || end > image.bytes.len() {
             continue;
         }
-        let bad = verify_payload(&record, payload);
         next_record = record.record + 1;
-        records.push(FoundRecord { used, payload_at: at as u64, header: record, bad });
-        at += payload.len();
+        records.push(FoundRecord {
+            used,
+            payload_at: at as u64,
+            bad: image.bad_clusters(&segment.file, at, &record).await?,
+            unreadable: image.has_hole(at..end),
+            header: record,
+        });
+        (at, due) = (end, true);
     }
-    records
+    Ok(records)
 }
 
 /// The records that survive, and the durable ones that are missing.
@@ -310,43 +385,73 @@ pub(super) struct Journal {
     pub records: Vec<FoundRecord>,
     /// Missing record numbers: (first, last, position in `records` where they belong).
     pub lost: Vec<(u64, u64, usize)>,
+    /// Everything up to here is known to have been durable.
+    durable_record: u64,
     last_record: u64,
 }
 
 impl Journal {
-    fn decide<F>(used: &[UsedFile<F>], found: Vec<FoundRecord>) -> Self {
-        let durable = found.iter().map(|record| record.header.durable_record).max().unwrap_or(0);
-        // A segment begun earlier than any record says where the journal begins.
-        let first = used.iter().filter_map(|segment| segment.first_record).min().unwrap_or(1);
-        let mut journal = Self { records: Vec::new(), lost: Vec::new(), last_record: first - 1 };
-        for record in found {
-            let (number, expected) = (record.header.record, journal.last_record + 1);
-            if number > expected && expected <= durable {
-                let last = durable.min(number - 1);
-                journal.lost.push((expected, last, journal.records.len()));
-                journal.last_record = last;
-            }
-            let next = number == journal.last_record + 1;
-            if !next || (!record.bad.is_empty() && number > durable) {
+    fn decide<F>(used: &[UsedFile<F>], scanned: Scanned) -> Self {
+        let Scanned { records, holes } = scanned;
+        let stated = records.iter().map(|record| record.header.durable_record);
+        let durable_record = stated.max().unwrap_or(0);
+        // A segment begun earlier than any record says where the journal begins; failing that, the record itself.
+        let begun = used.first().and_then(|oldest| oldest.at.first_record);
+        let found = records.first().map(|record| record.header.record);
+        let later = used.iter().filter_map(|segment| segment.at.first_record).min();
+        let first = begun.or(found.into_iter().chain(later).min()).unwrap_or(1);
+        let last_record = first - 1;
+        let mut journal =
+            Self { records: Vec::new(), lost: Vec::new(), durable_record, last_record };
+        for record in records {
+            if !journal.take(record) {
                 break;
             }
-            journal.last_record = number;
-            journal.records.push(record);
+        }
+        if journal.ends_at_a_hole(used, &holes) {
+            journal.last_record += 1;
+            let lost = journal.last_record;
+            journal.lost.push((lost, lost, journal.records.len()));
         }
         journal
     }
-}
 
-fn next_numbers<W: World>(
-    world: &W,
-    used: &[UsedFile<FileOf<W>>],
-    journal: &Journal,
-) -> (u64, u64) {
-    let next_use = match used.last() {
-        Some(newest) => newest.use_no + 1,
-        None => random_start(world),
-    };
-    (journal.last_record + 1, next_use)
+    /// Takes the next record in; `false`: the journal ends before it.
+    fn take(&mut self, record: FoundRecord) -> bool {
+        let (number, expected) = (record.header.record, self.last_record + 1);
+        if number > expected && expected <= self.durable_record {
+            let last = self.durable_record.min(number - 1);
+            self.lost.push((expected, last, self.records.len()));
+            self.last_record = last;
+        }
+        let next = number == self.last_record + 1;
+        let torn = !record.bad.is_empty() && number > self.durable_record && !record.unreadable;
+        if !next || torn {
+            return false;
+        }
+        self.last_record = number;
+        self.records.push(record);
+        true
+    }
+
+    /// Whether the next record may lie where the disk cannot read.
+    fn ends_at_a_hole<F>(&self, used: &[UsedFile<F>], holes: &[Vec<u64>]) -> bool {
+        let last = self.records.last();
+        let (segment, end) = last.map_or((0, BLOCK), |last| (last.used, last.end()));
+        let hole_at = |segment: usize, at: u64| {
+            holes.get(segment).is_some_and(|holes| holes.contains(&at))
+        };
+        let cut_short = used.get(segment).is_some_and(|segment| segment.at.cut_short);
+        cut_short || hole_at(segment, end) || hole_at(segment + 1, BLOCK)
+    }
+
+    /// The newest record that holds anything.
+    fn last_entry(&self) -> u64 {
+        let lost = self.lost.last().map_or(0, |(_, last, _)| *last);
+        let holds = |record: &&FoundRecord| !record.header.sections.is_empty();
+        let entry = self.records.iter().rev().find(holds).map_or(0, |last| last.header.record);
+        entry.max(lost)
+    }
 }
 
 /// A number a guest cannot guess, with room to count up.
@@ -361,11 +466,11 @@ fn fill_tail<F: DiskFile>(
     tail: &mut Tail<F>,
     used: Vec<UsedFile<F>>,
     journal: Journal,
-) -> Vec<ReplayedVolume> {
+) -> Replayed {
     let mut dead = Vec::new();
     // Where each used segment is in the tail; `None` for one without a surviving record.
     let mut places = Vec::new();
-    for (index, UsedFile { file, use_no, first_record }) in used.into_iter().enumerate() {
+    for (index, UsedFile { file, at }) in used.into_iter().enumerate() {
         let end = journal.records.iter().rev().find(|record| record.used == index);
         let mut segment = Segment::new(file.clone(), file.len(), Header::Stale);
         let Some(end) = end.map(FoundRecord::end) else {
@@ -373,8 +478,8 @@ fn fill_tail<F: DiskFile>(
             places.push(None);
             continue;
         };
-        segment.use_no = use_no;
-        segment.first_record = first_record.unwrap_or_default();
+        segment.use_no = at.use_no;
+        segment.first_record = at.first_record.unwrap_or_default();
         segment.header = Header::Written;
         segment.end = end;
         segment.started = end;
@@ -382,9 +487,9 @@ fn fill_tail<F: DiskFile>(
         tail.add_used(segment);
     }
     dead.into_iter().for_each(|segment| tail.add_free(segment));
-    let volumes = Replay::run(tail, &places, journal);
+    let replayed = Replay::run(tail, &places, journal);
     tail.free_oldest();
-    volumes
+    replayed
 }
 
 /// With no segment free there is no fresh one to go on in. Then the newest is cleared behind its last record, after which

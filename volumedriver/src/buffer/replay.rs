@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use volumedriver_core::format::journal::{Entry, Section, Source};
+use volumedriver_core::format::journal::{BadCluster, Entry, Section, Source};
 use volumedriver_core::format::{Change, ChangeKind};
 use volumedriver_core::units::{
     ClusterAddr, ClusterCount, ClusterSize, Epoch, ScoId, ScoSeq, Seq, VolumeId,
@@ -10,6 +10,14 @@ use volumedriver_core::units::{
 
 use super::recover::{FoundRecord, Journal};
 use super::tail::Tail;
+
+/// What the journal has.
+#[derive(Debug, Default)]
+pub struct Replayed {
+    pub volumes: Vec<ReplayedVolume>,
+    /// Records are lost that may have held changes of any volume that is not in `volumes`.
+    pub lost: Option<Damage>,
+}
 
 /// What the journal has of one volume. Parts of it may have been published before: the manifest tells.
 #[derive(Debug)]
@@ -36,6 +44,8 @@ pub struct ReplayedSco {
 /// Something that was durable and is not readable any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
+    /// Who had written what is damaged, if known.
+    pub epoch: Option<Epoch>,
     /// First and last sequence concerned, if known.
     pub seqs: Option<(Seq, Seq)>,
     /// The clusters concerned, if known.
@@ -57,6 +67,8 @@ pub(super) struct Replay {
     volumes: HashMap<VolumeId, Growing>,
     /// Volumes seen before records were lost and not since, and the lost records.
     suspect: HashMap<VolumeId, (u64, u64)>,
+    /// First and last of all lost records.
+    lost: Option<(u64, u64)>,
     order: Vec<VolumeId>,
 }
 
@@ -66,7 +78,7 @@ impl Replay {
         tail: &mut Tail<F>,
         places: &[Option<usize>],
         journal: Journal,
-    ) -> Vec<ReplayedVolume> {
+    ) -> Replayed {
         let mut replay = Self::default();
         let mut lost = journal.lost.into_iter().peekable();
         for (position, record) in journal.records.into_iter().enumerate() {
@@ -85,6 +97,7 @@ impl Replay {
 
     fn lose(&mut self, first: u64, last: u64) {
         tracing::error!(first, last, "durable records of the write buffer are unreadable");
+        self.lost.get_or_insert((first, last)).1 = last;
         for volume in self.volumes.keys() {
             self.suspect.entry(*volume).or_insert((first, last)).1 = last;
         }
@@ -96,12 +109,13 @@ impl Replay {
         }
         let mut offset = record.payload_at;
         for section in record.header.sections {
-            let volume = section.volume;
+            let (volume, epoch) = (section.volume, section.epoch);
+            let seqs: Vec<Seq> = section.entries.iter().filter_map(seq_of).collect();
             self.section(tail, segment, section, &mut offset);
-            let bad = record.bad.iter().filter(|bad| bad.volume == volume);
+            let ours = |bad: &&BadCluster| bad.volume == volume && seqs.contains(&bad.seq);
             if let Some(growing) = self.volumes.get_mut(&volume) {
-                for bad in bad {
-                    growing.damaged(bad.seq, bad.addr);
+                for bad in record.bad.iter().filter(ours) {
+                    growing.damaged(epoch, bad.seq, bad.addr);
                 }
             }
         }
@@ -124,8 +138,8 @@ impl Replay {
             self.order.push(section.volume);
             Growing::new(&source)
         });
-        if let Some((first, last)) = self.suspect.remove(&section.volume) {
-            growing.check_chain(section.previous_seq, first, last);
+        if let Some(lost) = self.suspect.remove(&section.volume) {
+            growing.check_chain(section.epoch, section.previous_seq, lost);
         }
         for entry in section.entries {
             let bytes = payload_bytes(&entry, section.cluster_size);
@@ -136,23 +150,37 @@ impl Replay {
         }
     }
 
-    fn finish(mut self) -> Vec<ReplayedVolume> {
-        for (volume, (first, last)) in self.suspect {
+    fn finish(mut self) -> Replayed {
+        for (volume, lost) in self.suspect {
             if let Some(growing) = self.volumes.get_mut(&volume) {
-                growing.damage.push(Damage {
-                    seqs: None,
-                    clusters: None,
-                    message: format!(
-                        "records {first} to {last} of the write buffer are unreadable and may hold changes after \
-                         sequence {}",
-                        growing.last_seq
-                    ),
-                });
+                let after = format!("changes after sequence {}", growing.last_seq);
+                growing.damage.push(maybe_lost(lost, &after));
             }
         }
         let mut volumes = self.volumes;
         let finished = |volume| Some(volumes.remove(&volume)?.finish(volume));
-        self.order.into_iter().filter_map(finished).collect()
+        Replayed {
+            volumes: self.order.into_iter().filter_map(finished).collect(),
+            lost: self.lost.map(|lost| maybe_lost(lost, "changes")),
+        }
+    }
+}
+
+fn maybe_lost((first, last): (u64, u64), what: &str) -> Damage {
+    Damage {
+        epoch: None,
+        seqs: None,
+        clusters: None,
+        message: format!(
+            "records {first} to {last} of the write buffer are unreadable and may hold {what}"
+        ),
+    }
+}
+
+fn seq_of(entry: &Entry) -> Option<Seq> {
+    match entry {
+        Entry::Change { change, .. } => Some(change.seq),
+        Entry::Seal { .. } => None,
     }
 }
 
@@ -177,9 +205,10 @@ impl Growing {
     }
 
     /// Whether this volume lost something in the records that are missing before a section.
-    fn check_chain(&mut self, previous_seq: Seq, first: u64, last: u64) {
+    fn check_chain(&mut self, epoch: Epoch, previous_seq: Seq, (first, last): (u64, u64)) {
         if previous_seq > self.last_seq {
             self.damage.push(Damage {
+                epoch: Some(epoch),
                 seqs: Some((self.last_seq.next(), previous_seq)),
                 clusters: None,
                 message: format!(
@@ -192,7 +221,7 @@ impl Growing {
     }
 
     /// Notes a damaged cluster, together with the one before it when they are neighbours.
-    fn damaged(&mut self, seq: Seq, addr: ClusterAddr) {
+    fn damaged(&mut self, epoch: Epoch, seq: Seq, addr: ClusterAddr) {
         if let Some(Damage { seqs: Some((_, last)), clusters: Some((first, count)), .. }) =
             self.damage.last_mut()
             && *last == seq
@@ -202,6 +231,7 @@ impl Growing {
             return;
         }
         self.damage.push(Damage {
+            epoch: Some(epoch),
             seqs: Some((seq, seq)),
             clusters: Some((addr, ClusterCount(1))),
             message: format!(

@@ -3,7 +3,6 @@
 //! All offsets are bytes in a segment file. A segment goes free → active (one at a time) → full → free.
 
 use std::collections::{HashMap, VecDeque};
-use std::ops::Range;
 
 use tokio::sync::oneshot;
 use volumedriver_core::fault::{Fault, Kind, Result};
@@ -11,16 +10,15 @@ use volumedriver_core::format::journal::{
     BLOCK_BYTES, DataEntry, MarkEntry, RecordBuilder, Source,
 };
 use volumedriver_core::format::{Change, ChangeKind};
-use volumedriver_core::units::{ClusterSize, ScoSeq, VolumeId};
+use volumedriver_core::units::{ClusterSize, Epoch, ScoId, ScoSeq, VolumeId};
 
 use super::held::HeldVolume;
-use crate::io::buf::{Area, AreaSlice};
+use super::segment::{CHUNK_BYTES, Header, Segment};
+use crate::io::buf::Area;
 
 pub const MIN_SEGMENT_BYTES: u64 = 1 << 20;
 /// Bytes of the header block of segments and records.
 pub(super) const BLOCK: u64 = BLOCK_BYTES as u64;
-/// Bytes of one image; the last of a segment may be shorter.
-const CHUNK_BYTES: u64 = 4 << 20;
 /// Most payload bytes of one record.
 const MAX_PAYLOAD: u64 = (1 << 20) - BLOCK;
 /// Most bytes of one write to a file.
@@ -40,116 +38,6 @@ pub struct Counters {
     /// Durable at once: one device round trip.
     pub durable_writes: u64,
     pub syncs: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Header {
-    /// The file's header is that of its use.
-    Written,
-    /// To be written before the first record.
-    Due,
-    /// Free; the file may have the header of an earlier use, to be wiped.
-    Stale,
-    /// Free; the file's header is zeroes.
-    Blank,
-}
-
-pub(super) struct Segment<F> {
-    pub file: F,
-    pub len: u64,
-    pub use_no: u64,
-    pub first_record: u64,
-    pub header: Header,
-    /// End of what is appended.
-    pub end: u64,
-    /// End of what was handed to a write.
-    pub started: u64,
-    /// Stretches handed to a write that has not succeeded.
-    pub in_flight: Vec<(u64, u64)>,
-    /// Plain writes returned since the last sync began.
-    pub unsynced: bool,
-    /// Reads of the file under way.
-    pub readers: u32,
-    chunks: Vec<Option<Area>>,
-    /// Number of SCOs, per volume, with entries in it.
-    pins: HashMap<VolumeId, u32>,
-}
-
-impl<F> Segment<F> {
-    pub fn new(file: F, len: u64, header: Header) -> Self {
-        let chunks = (0..len.div_ceil(CHUNK_BYTES)).map(|_| None).collect();
-        Self {
-            file,
-            len,
-            use_no: 0,
-            first_record: 0,
-            header,
-            end: BLOCK,
-            started: BLOCK,
-            in_flight: Vec::new(),
-            unsynced: false,
-            readers: 0,
-            chunks,
-            pins: HashMap::new(),
-        }
-    }
-
-    /// Everything below is in the file.
-    fn stored(&self) -> u64 {
-        self.in_flight.iter().map(|(start, _)| *start).fold(self.started, u64::min)
-    }
-
-    fn chunk_len(&self, chunk: usize) -> u64 {
-        (self.len - chunk as u64 * CHUNK_BYTES).min(CHUNK_BYTES)
-    }
-
-    /// The parts of a stretch by chunk: (chunk, range in it).
-    fn parts(start: u64, end: u64) -> impl Iterator<Item = (usize, Range<usize>)> {
-        let chunks = start / CHUNK_BYTES..end.div_ceil(CHUNK_BYTES);
-        chunks.map(move |chunk| {
-            let base = chunk * CHUNK_BYTES;
-            let from = start.max(base) - base;
-            let to = end.min(base + CHUNK_BYTES) - base;
-            (chunk as usize, from as usize..to as usize)
-        })
-    }
-
-    /// The stretch in memory, as few slices as there are chunks; `None` when a part is not there.
-    pub fn image(&self, start: u64, end: u64) -> Option<Vec<AreaSlice>> {
-        Self::parts(start, end)
-            .map(|(chunk, range)| {
-                let area = self.chunks.get(chunk)?.as_ref()?;
-                area.holds(range.clone()).then(|| area.slice(range))
-            })
-            .collect()
-    }
-
-    /// Copies a stretch out of memory into the front of `out`; `false` when a part is not there.
-    fn copy_image(&self, start: u64, out: &mut [u8]) -> bool {
-        let mut rest = out;
-        for (chunk, range) in Self::parts(start, start + rest.len() as u64) {
-            let Some(Some(area)) = self.chunks.get(chunk) else { return false };
-            if !area.holds(range.clone()) {
-                return false;
-            }
-            let (here, after) = rest.split_at_mut(range.len());
-            here.copy_from_slice(area.bytes(range));
-            rest = after;
-        }
-        true
-    }
-
-    fn fill(&mut self, start: u64, bytes: &[u8]) {
-        let mut rest = bytes;
-        for (chunk, range) in Self::parts(start, start + bytes.len() as u64) {
-            let (here, after) = rest.split_at(range.len());
-            match &mut self.chunks[chunk] {
-                Some(area) => area.fill(range.start, here),
-                None => unreachable!("chunk {chunk} was made before it is filled"),
-            }
-            rest = after;
-        }
-    }
 }
 
 struct OpenRecord {
@@ -201,6 +89,10 @@ pub(super) struct Tail<F> {
     pub durable_record: u64,
     /// Every record up to this one was handed to a write.
     pub started_record: u64,
+    /// The newest record with an entry.
+    last_entry: u64,
+    /// What the newest record says of `durable_record`.
+    stated_record: u64,
     /// Chunks in memory, oldest first: (segment, chunk).
     images: VecDeque<(usize, usize)>,
     image_limit: usize,
@@ -213,6 +105,8 @@ pub(super) struct Tail<F> {
     pub writes_in_flight: u32,
     stopping: bool,
     pub closed: bool,
+    /// Something is lost, and which volumes that concerns is not decided: nothing is freed that tells of it.
+    undecided: bool,
     pub growth: Growth,
     /// Number in the name of the next segment file.
     pub next_number: u32,
@@ -244,6 +138,8 @@ impl<F> Tail<F> {
             next_use,
             durable_record: next_record - 1,
             started_record: next_record - 1,
+            last_entry: next_record - 1,
+            stated_record: next_record - 1,
             images: VecDeque::new(),
             image_limit: chunks.max(4),
             spare: Vec::new(),
@@ -254,9 +150,28 @@ impl<F> Tail<F> {
             writes_in_flight: 0,
             stopping: false,
             closed: false,
+            undecided: false,
             growth: Growth::Possible,
             next_number: 0,
             counters: Counters::default(),
+        }
+    }
+
+    /// Recovery found that something is lost: whoever opens a volume must be able to keep the traces.
+    pub fn hold(&mut self) {
+        self.undecided = true;
+    }
+
+    /// Every volume was opened and keeps what it must.
+    pub fn settle(&mut self) {
+        self.undecided = false;
+        self.free_oldest();
+    }
+
+    /// Keeps all segments in use until the volume is forgotten: they show what it lost.
+    pub fn keep(&mut self, volume: VolumeId) {
+        for index in &self.order {
+            self.segments[*index].kept_for.insert(volume);
         }
     }
 
@@ -317,6 +232,13 @@ impl<F> Tail<F> {
         matches!(self.growth, Growth::FullDisk(_))
     }
 
+    /// Bytes of memory for images, in use or spare.
+    pub fn image_bytes(&self) -> u64 {
+        let len = |&(segment, chunk): &(usize, usize)| self.segments[segment].chunk_len(chunk);
+        let spare: u64 = self.spare.iter().map(|area| area.len() as u64).sum();
+        self.images.iter().map(len).sum::<u64>() + spare
+    }
+
     pub fn held_bytes(&self, volume: VolumeId) -> u64 {
         self.volumes.get(&volume).map_or(0, |held| held.bytes)
     }
@@ -355,6 +277,10 @@ impl<F> Tail<F> {
         self.stopping = true;
     }
 
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
     fn refuses(&self) -> bool {
         self.stopping || self.failure.is_some()
     }
@@ -363,7 +289,40 @@ impl<F> Tail<F> {
 
     /// Number of the last record that has an entry.
     pub fn last_appended(&self) -> u64 {
-        if self.open.is_some() { self.next_record } else { self.next_record - 1 }
+        self.last_entry
+    }
+
+    /// Whether everything is durable, and no record says so yet of the last one. Until one does, recovery cannot tell a
+    /// record that decayed from one that was never acknowledged.
+    pub fn wants_note(&self) -> bool {
+        self.stated_record < self.last_entry
+            && self.durable_record >= self.last_entry
+            && self.failure.is_none()
+    }
+
+    /// What recovery found: the newest record with an entry, and the newest that is said to be durable.
+    pub fn resume(&mut self, last_entry: u64, stated_record: u64) {
+        (self.last_entry, self.stated_record) = (last_entry, stated_record);
+    }
+
+    /// Appends a record without entries, which says how far the journal is durable; its number. `None`: no room for it now,
+    /// a later record will say it.
+    pub fn append_note(&mut self) -> Option<u64> {
+        // The last free segment is left to those who have something to write.
+        let another = if self.free.len() > 1 { self.free.front().copied() } else { None };
+        let segment = self.active.or(another).filter(|_| self.open.is_none())?;
+        let offset = self.segments[segment].end;
+        let end = offset + BLOCK;
+        if end > self.limit(segment, Purpose::Data)
+            || !self.make_images(segment, offset, end, Purpose::Data)
+        {
+            return None;
+        }
+        self.activate(segment);
+        self.segments[segment].end = end;
+        self.open = Some(OpenRecord { segment, offset, payload: 0 });
+        self.close_record();
+        Some(self.next_record - 1)
     }
 
     pub fn pending_bytes(&self) -> u64 {
@@ -385,7 +344,8 @@ impl<F> Tail<F> {
         self.pin(&source, sco, segment);
         let held = self.held(source.volume, source.cluster_size);
         held.last_seq = entry.seq;
-        let placed = held.place(sco, entry.first_index, entry.crcs, segment, offset);
+        let id = ScoId { epoch: source.epoch, seq: sco };
+        let placed = held.place(id, entry.first_index, entry.crcs, (segment, offset));
         assert!(placed, "clusters of SCO {sco} are appended in order of their index");
         Some(())
     }
@@ -408,7 +368,7 @@ impl<F> Tail<F> {
     /// Notes that a segment has an entry of this SCO.
     pub fn pin(&mut self, source: &Source, sco: ScoSeq, segment: usize) {
         let held = self.held(source.volume, source.cluster_size);
-        if held.pin(sco, source.epoch, segment) {
+        if held.pin(sco, segment) {
             *self.segments[segment].pins.entry(source.volume).or_insert(0) += 1;
         }
     }
@@ -425,14 +385,13 @@ impl<F> Tail<F> {
         let held = self.held(source.volume, source.cluster_size);
         held.last_seq = held.last_seq.max(change.seq);
         if held.gives_way(sco, source.epoch, &change.kind) {
-            for segment in held.take(sco) {
-                self.segments[segment].unpin(source.volume);
-            }
+            held.supersede(sco, source.epoch);
         }
         self.pin(source, sco, segment);
         if let ChangeKind::Data { first_index, crcs } = &change.kind {
             let held = self.held(source.volume, source.cluster_size);
-            if !held.place(sco, *first_index, crcs, segment, offset) {
+            let id = ScoId { epoch: source.epoch, seq: sco };
+            if !held.place(id, *first_index, crcs, (segment, offset)) {
                 tracing::error!(
                     volume = %source.volume, %sco, first_index,
                     "the write buffer has clusters of an SCO twice; the later ones are unreachable"
@@ -467,7 +426,9 @@ impl<F> Tail<F> {
                 && open.payload + payload <= MAX_PAYLOAD
                 && at + payload <= self.limit(segment, purpose);
             if fits {
-                return self.extend(segment, at, payload, purpose);
+                let place = self.extend(segment, at, payload, purpose)?;
+                self.last_entry = self.next_record;
+                return Some(place);
             }
         }
         let segment = self.segment_for(BLOCK + payload, purpose)?;
@@ -480,6 +441,7 @@ impl<F> Tail<F> {
         let offset = self.segments[segment].end;
         self.segments[segment].end = offset + BLOCK + payload;
         self.open = Some(OpenRecord { segment, offset, payload });
+        self.last_entry = self.next_record;
         Some((segment, offset + BLOCK))
     }
 
@@ -557,6 +519,7 @@ impl<F> Tail<F> {
         self.queue.push_back(Built { record, segment: open.segment, start: open.offset, end });
         self.queued_bytes += end - open.offset;
         self.next_record += 1;
+        self.stated_record = self.durable_record;
         self.counters.records += 1;
     }
 
@@ -673,9 +636,29 @@ impl<F> Tail<F> {
         self.free_oldest();
     }
 
+    /// Forgets what epochs before this one wrote under an SCO position.
+    pub fn supersede(&mut self, volume: VolumeId, sco: ScoSeq, epoch: Epoch) {
+        if let Some(held) = self.volumes.get_mut(&volume) {
+            held.supersede(sco, epoch);
+        }
+    }
+
+    /// Gives up what is held of one SCO.
+    pub fn give_up(&mut self, volume: VolumeId, sco: ScoSeq) {
+        let Some(held) = self.volumes.get_mut(&volume) else { return };
+        for segment in held.take(sco) {
+            self.segments[segment].unpin(volume);
+        }
+        self.free_oldest();
+    }
+
     pub fn forget(&mut self, volume: VolumeId) {
+        for segment in &mut self.segments {
+            segment.kept_for.remove(&volume);
+        }
         self.dispose(volume, ScoSeq(u64::MAX));
         self.volumes.remove(&volume);
+        self.free_oldest();
     }
 
     /// Frees used segments from the oldest on, as far as nobody needs them.
@@ -685,7 +668,8 @@ impl<F> Tail<F> {
             let idle = segment.readers == 0
                 && segment.in_flight.is_empty()
                 && segment.started == segment.end;
-            if self.active == Some(index) || !segment.pins.is_empty() || !idle {
+            let needed = !segment.pins.is_empty() || !segment.kept_for.is_empty();
+            if self.undecided || self.active == Some(index) || needed || !idle {
                 return;
             }
             segment.header = Header::Stale;
@@ -731,17 +715,6 @@ impl<F> Tail<F> {
             rest = after;
             self.segments[segment].copy_image(offset, here)
         })
-    }
-}
-
-impl<F> Segment<F> {
-    fn unpin(&mut self, volume: VolumeId) {
-        if let Some(count) = self.pins.get_mut(&volume) {
-            *count -= 1;
-            if *count == 0 {
-                self.pins.remove(&volume);
-            }
-        }
     }
 }
 

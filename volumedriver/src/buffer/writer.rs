@@ -7,11 +7,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::{Either, join_all, select};
-use volumedriver_core::fault::{Kind, Result};
+use volumedriver_core::fault::{Fault, Kind, Result};
 use volumedriver_core::format::journal::BLOCK_BYTES;
 use volumedriver_core::format::segment::SegmentHeader;
 
-use super::tail::{BLOCK, Batch, Growth, Header, MAX_WRITE, Segment};
+use super::device;
+use super::recover::header_block;
+use super::segment::{Header, Segment};
+use super::tail::{BLOCK, Batch, Growth, MAX_WRITE};
 use super::{FileOf, Inner};
 use crate::io::buf::{AlignedBuf, AreaSlice};
 use crate::world::{Disk, DiskFile, Durability, World};
@@ -22,10 +25,14 @@ const MAX_WRITES: u32 = 4;
 const AHEAD: usize = 3;
 /// After the disk was full.
 const GROW_AGAIN: Duration = Duration::from_secs(10);
+/// Quiet time after a commit before a record of its own says that it is durable; under load the next one does.
+const NOTE_AFTER: Duration = Duration::from_millis(100);
 
 enum Step {
     Stop,
     Commit,
+    /// Write down that the last commit is durable.
+    Note,
     /// Wipe the header of a freed segment.
     Wipe(usize),
     Write,
@@ -33,31 +40,47 @@ enum Step {
     Wait(Option<Duration>),
 }
 
+/// What the writer remembers between two steps.
+#[derive(Default)]
+struct Since {
+    /// When it first saw the bytes that are pending now.
+    pending: Option<Duration>,
+    /// When it first saw everything durable and nothing to do.
+    quiet: Option<Duration>,
+}
+
 /// Runs until the buffer is closed and all is written.
 pub(super) async fn run<W: World>(inner: Rc<Inner<W>>) {
-    // When the writer first saw the bytes that are pending now.
-    let mut pending_since = None;
+    let mut since = Since::default();
     loop {
         grow_if_needed(&inner);
-        match next_step(&inner, &mut pending_since) {
+        match next_step(&inner, &mut since) {
             Step::Stop => return,
             Step::Commit => {
-                pending_since = None;
+                since = Since::default();
                 if let Err(fault) = commit(&inner).await {
-                    inner.tail.borrow_mut().fail(&fault);
+                    inner.fail(&fault);
                 }
                 inner.freed_if_starved();
             }
+            Step::Note => {
+                since = Since::default();
+                if inner.tail.borrow_mut().append_note().is_some()
+                    && let Err(fault) = commit(&inner).await
+                {
+                    inner.fail(&fault);
+                }
+            }
             Step::Wipe(segment) => {
                 if let Err(fault) = wipe(&inner, segment).await {
-                    inner.tail.borrow_mut().fail(&fault);
+                    inner.fail(&fault);
                 }
             }
             Step::Write => {
-                pending_since = None;
+                since = Since::default();
                 inner.tail.borrow_mut().close_record();
                 if let Err(fault) = start_write(&inner).await {
-                    inner.tail.borrow_mut().fail(&fault);
+                    inner.fail(&fault);
                 }
             }
             Step::Wait(how_long) => wait(&inner, how_long).await,
@@ -65,7 +88,7 @@ pub(super) async fn run<W: World>(inner: Rc<Inner<W>>) {
     }
 }
 
-fn next_step<W: World>(inner: &Inner<W>, pending_since: &mut Option<Duration>) -> Step {
+fn next_step<W: World>(inner: &Inner<W>, since: &mut Since) -> Step {
     let tail = inner.tail.borrow();
     if tail.failure().is_some() {
         return if tail.closed { Step::Stop } else { Step::Wait(None) };
@@ -76,19 +99,31 @@ fn next_step<W: World>(inner: &Inner<W>, pending_since: &mut Option<Duration>) -
     if let Some(segment) = tail.next_stale() {
         return Step::Wipe(segment);
     }
+    let now = inner.world.now();
     let pending = tail.pending_bytes();
     if pending == 0 {
-        *pending_since = None;
-        return if tail.closed { Step::Stop } else { Step::Wait(None) };
+        since.pending = None;
+        if tail.closed {
+            return Step::Stop;
+        }
+        return if tail.wants_note() { note_when_quiet(since, now) } else { Step::Wait(None) };
     }
+    since.quiet = None;
     if tail.writes_in_flight >= MAX_WRITES {
         return Step::Wait(None);
     }
-    let now = inner.world.now();
-    let waited = now.saturating_sub(*pending_since.get_or_insert(now));
+    let waited = now.saturating_sub(*since.pending.get_or_insert(now));
     match inner.config.linger.checked_sub(waited) {
         _ if pending >= inner.config.batch_bytes => Step::Write,
         None | Some(Duration::ZERO) => Step::Write,
+        Some(rest) => Step::Wait(Some(rest)),
+    }
+}
+
+fn note_when_quiet(since: &mut Since, now: Duration) -> Step {
+    let waited = now.saturating_sub(*since.quiet.get_or_insert(now));
+    match NOTE_AFTER.checked_sub(waited) {
+        None | Some(Duration::ZERO) => Step::Note,
         Some(rest) => Step::Wait(Some(rest)),
     }
 }
@@ -182,7 +217,7 @@ async fn write_records<W: World>(inner: &Inner<W>, batch: Batch, durability: Dur
         };
         (segment.file.clone(), slices)
     };
-    let result = file.write_at(slices, batch.start, durability).await;
+    let result = device::write(inner, &file, slices, batch.start, durability).await;
     let durable = durability == Durability::Now;
     let failed = result.is_err();
     inner.tail.borrow_mut().batch_written(&batch, durable, result);
@@ -195,6 +230,12 @@ async fn write_records<W: World>(inner: &Inner<W>, batch: Batch, durability: Dur
 }
 
 impl<W: World> Inner<W> {
+    /// The journal takes no more, and nobody may wait for room that never comes.
+    fn fail(&self, fault: &Fault) {
+        self.tail.borrow_mut().fail(fault);
+        self.room.notify_waiters();
+    }
+
     fn freed_if_starved(&self) {
         if std::mem::take(&mut self.tail.borrow_mut().starved) {
             self.room.notify_waiters();
@@ -227,11 +268,8 @@ async fn write_header<W: World>(inner: &Inner<W>, index: usize) -> Result<()> {
         };
         (segment.file.clone(), header)
     };
-    let mut block = [0; BLOCK_BYTES];
-    header.encode(&mut block);
-    let mut buf = AlignedBuf::zeroed(BLOCK_BYTES);
-    buf.copy_from_slice(&block);
-    file.write_at(vec![AreaSlice::from_aligned(buf)], 0, Durability::Now).await?;
+    let block = vec![header_block(&header)];
+    device::write(inner, &file, block, 0, Durability::Now).await?;
     let mut tail = inner.tail.borrow_mut();
     tail.segments[index].header = Header::Written;
     tail.counters.written_bytes += BLOCK;
@@ -241,8 +279,8 @@ async fn write_header<W: World>(inner: &Inner<W>, index: usize) -> Result<()> {
 /// Overwrites the header of a freed segment, so that a recovery need not read it.
 async fn wipe<W: World>(inner: &Inner<W>, index: usize) -> Result<()> {
     let file = inner.tail.borrow().segments[index].file.clone();
-    let blank = AreaSlice::from_aligned(AlignedBuf::zeroed(BLOCK_BYTES));
-    file.write_at(vec![blank], 0, Durability::Now).await?;
+    let blank = vec![AreaSlice::from_aligned(AlignedBuf::zeroed(BLOCK_BYTES))];
+    device::write(inner, &file, blank, 0, Durability::Now).await?;
     let mut tail = inner.tail.borrow_mut();
     tail.counters.written_bytes += BLOCK;
     let segment = &mut tail.segments[index];

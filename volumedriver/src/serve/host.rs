@@ -124,6 +124,7 @@ impl Host {
                 tracing::warn!(%fault, "the backend cannot be asked for vDisks this node does not know");
             }
             host.forget_unclaimed();
+            host.shard.settle();
         });
         // A time-out is fine: opening goes on behind.
         let _still_opening = tokio::time::timeout(START_PATIENCE, opening).await;

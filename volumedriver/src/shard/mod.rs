@@ -18,11 +18,11 @@ use volumedriver_core::units::{ByteCount, ClusterSize, NodeId, VolumeId};
 
 pub use handle::{Desk, Directory, ExportInfo, Handle};
 
-use crate::buffer::{Buffer, BufferConfig, ReplayedVolume};
+use crate::buffer::{Buffer, BufferConfig, Damage, ReplayedVolume};
 use crate::cache::{CacheConfig, ReadCache};
 use crate::config::settings::VdiskSettings;
 use crate::metrics::ShardMetrics;
-use crate::volume::{self, Backend, Shared, Spec, State, Volume};
+use crate::volume::{self, Backend, Left, Shared, Spec, State, Volume};
 use crate::world::{ObjectStore, PageStore, World};
 
 /// SCO checksum tables held per shard.
@@ -55,6 +55,8 @@ pub struct Shard<W: World> {
     shared: Rc<Shared<W>>,
     volumes: RefCell<BTreeMap<VolumeId, Rc<Volume<W>>>>,
     replayed: RefCell<HashMap<VolumeId, ReplayedVolume>>,
+    /// What the write buffer lost and cannot say of which volume.
+    lost: Option<Damage>,
     closed: Notify,
 }
 
@@ -73,11 +75,13 @@ impl<W: World> Shard<W> {
             pressure: Notify::new(),
             world,
         });
-        let replayed = replayed.into_iter().map(|r| (r.volume, r)).collect();
+        let lost = replayed.lost;
+        let replayed = replayed.volumes.into_iter().map(|r| (r.volume, r)).collect();
         let shard = Rc::new(Self {
             shared,
             volumes: RefCell::default(),
             replayed: RefCell::new(replayed),
+            lost,
             closed: Notify::new(),
         });
         shard.shared.world.spawn(tick::run(Rc::downgrade(&shard)));
@@ -91,6 +95,11 @@ impl<W: World> Shard<W> {
     /// Volumes the write buffer holds data of that nobody has opened.
     pub fn unclaimed(&self) -> Vec<VolumeId> {
         self.replayed.borrow().keys().copied().collect()
+    }
+
+    /// All volumes of this node were opened, and what the write buffer has of others was given up.
+    pub fn settle(&self) {
+        self.shared.buffer.settle();
     }
 
     /// Gives up what the write buffer holds of a volume that no longer exists.
@@ -108,7 +117,8 @@ impl<W: World> Shard<W> {
             sco_size: spec.settings.sco_size,
         };
         volume::create(&self.shared.world, self.shared.node, id, &fixed).await?;
-        self.open_volume(id, spec.settings).await
+        // Nothing that was lost before can have been its.
+        self.open_with(id, spec.settings, None).await
     }
 
     /// Opens an existing volume, with what the write buffer holds of it.
@@ -117,11 +127,20 @@ impl<W: World> Shard<W> {
         id: VolumeId,
         settings: VdiskSettings,
     ) -> Result<Rc<Volume<W>>> {
+        self.open_with(id, settings, self.lost.clone()).await
+    }
+
+    async fn open_with(
+        &self,
+        id: VolumeId,
+        settings: VdiskSettings,
+        lost: Option<Damage>,
+    ) -> Result<Rc<Volume<W>>> {
         if let Some(open) = self.get(id) {
             return Ok(open);
         }
-        let mut replayed = self.replayed.borrow_mut().remove(&id);
-        let opened = Volume::open(self.shared.clone(), id, settings, &mut replayed).await;
+        let mut left = Left { replayed: self.replayed.borrow_mut().remove(&id), lost };
+        let opened = Volume::open(self.shared.clone(), id, settings, &mut left).await;
         match opened {
             Ok(volume) => {
                 self.volumes.borrow_mut().insert(id, volume.clone());
@@ -129,7 +148,7 @@ impl<W: World> Shard<W> {
             }
             Err(fault) => {
                 // The buffer's data waits for a later attempt.
-                self.replayed.borrow_mut().extend(replayed.map(|r| (id, r)));
+                self.replayed.borrow_mut().extend(left.replayed.map(|r| (id, r)));
                 Err(fault)
             }
         }

@@ -10,12 +10,14 @@ use bytes::Bytes;
 use volumedriver_core::fault::{Fault, Kind, Result};
 use volumedriver_core::format::manifest::{Body, Manifest, Opening, Shape, ShapeChange};
 use volumedriver_core::format::names;
-use volumedriver_core::units::{Epoch, ManifestNo, NodeId, VolumeId};
+use volumedriver_core::units::{Epoch, MAX_NUMBER, ManifestNo, NodeId, VolumeId};
 
 use crate::world::{ObjectStore, Purpose, Put, World};
 
 /// Every so many manifests the whole shape is written instead of a change.
 const CHECKPOINT_EVERY: u64 = 64;
+/// More than any manifest takes, bytes: bounds what is read at once.
+const MANIFEST_BYTES: u64 = 256 << 20;
 /// Pauses between attempts while the store is unavailable.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -126,7 +128,8 @@ async fn list_numbers<W: World>(world: &W, namespace: &str) -> Result<Vec<Manife
         let prefix = names::MANIFEST_PREFIX;
         let list = async || world.store().list(namespace, prefix, after.as_deref(), PAGE).await;
         let names = until_answered(world, namespace, || false, list).await?;
-        numbers.extend(names.iter().filter_map(|name| names::manifest_no(name)));
+        let no = |name: &String| names::manifest_no(name).filter(|no| no.0 <= MAX_NUMBER);
+        numbers.extend(names.iter().filter_map(no));
         match names.last() {
             Some(last) if names.len() == PAGE as usize => after = Some(last.clone()),
             _ => return Ok(numbers),
@@ -144,6 +147,10 @@ async fn get<W: World>(
     // Each question is repeated by itself: a long chain would never be read in one go from a store that fails now and then.
     let head = async || world.store().head(namespace, &name).await;
     let Some(info) = until_answered(world, &name, || false, head).await? else { return Ok(None) };
+    if info.len > MANIFEST_BYTES {
+        let len = info.len;
+        return Err(Fault::corrupt(format!("{namespace}/{name}: no manifest has {len} bytes")));
+    }
     let get = async || world.store().get_range(namespace, &name, 0, info.len).await;
     let Some(bytes) = until_answered(world, &name, || false, get).await? else { return Ok(None) };
     let manifest = Manifest::decode(&bytes).map_err(|f| f.about(format!("{namespace}/{name}")))?;

@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use volumedriver_core::fault::{Fault, Kind, Result};
+use volumedriver_core::format::Change;
 use volumedriver_core::format::manifest::{RunRef, Shape, ShapeChange, TlogRef};
 use volumedriver_core::format::names;
 use volumedriver_core::format::run::{
     MapExtent, RunBlock, RunHeader, RunIndex, RunWriter, Tail, decode_tail,
 };
 use volumedriver_core::format::tlog::Tlog;
-use volumedriver_core::map::Page;
 use volumedriver_core::map::checkpoint::Collapse;
 use volumedriver_core::map::merge::{Holes, merge_runs};
+use volumedriver_core::map::{Page, mapping_of};
 use volumedriver_core::units::{
-    ClusterAddr, ClusterCount, PAGE_CLUSTERS, PageNo, RunNo, TlogNo, VolumeId,
+    ClusterAddr, ClusterCount, Mapping, PAGE_CLUSTERS, PageNo, RunNo, ScoSeq, TlogNo, VolumeId,
 };
 
 use super::chain::{put_certainly, until_answered};
@@ -24,21 +25,19 @@ use super::{Shared, Volume};
 use crate::world::{ObjectStore, PageBatch, PageStore, World};
 
 /// TLogs that make a run...
-const TLOGS_PER_RUN: usize = 32;
+pub(super) const TLOGS_PER_RUN: usize = 32;
 /// ... or so many bytes of them: bounds the memory of making it, about four times that.
 const TLOG_BYTES_PER_RUN: u64 = 16 << 20;
 /// A run is merged into a new one unless it is this many times larger.
 const GROWTH: u64 = 2;
 /// Runs larger than this are not merged any more: bounds the memory of a merge.
 const MOST_MERGED_BYTES: u64 = 64 << 20;
+/// Attempts at reading what does not match its checksum.
+const FETCHES: u32 = 5;
 /// First guess at the size of a run's index, bytes.
 const TAIL_BYTES: u64 = 64 * 1024;
 /// Map pages imported at a time: bounds memory at 64 MiB of extents per run.
 const WINDOW_PAGES: u64 = 4096;
-/// Times a damaged object is asked for.
-const ATTEMPTS: u32 = 3;
-/// After a checkpoint failed: an object is damaged, or the page store cannot be written.
-const COMPACT_AGAIN: Duration = Duration::from_secs(60);
 /// A replaced object is kept this long for whoever still reads by an older manifest.
 const GRACE: Duration = Duration::from_secs(600);
 
@@ -46,53 +45,74 @@ impl<W: World> Volume<W> {
     pub(super) async fn fetch_tlog(&self, reference: TlogRef) -> Result<Tlog> {
         let (namespace, name) =
             (names::namespace(self.id), names::tlog(reference.epoch, reference.no));
-        let mut attempt = 1;
-        loop {
-            let bytes = fetch(&self.shared, &namespace, &name, 0, reference.object_bytes).await?;
-            let decoded = self.shared.world.compute(move || Tlog::decode(&bytes)).await;
-            match decoded {
-                // Bytes may be damaged on their way, too.
-                Err(fault) if fault.kind == Kind::Corrupt && attempt < ATTEMPTS => attempt += 1,
-                other => return other.map_err(|f| f.about(format!("{namespace}/{name}"))),
-            }
-        }
+        let place = Place { namespace: &namespace, name: &name, offset: 0 };
+        let decode = |bytes: Bytes| Tlog::decode(&bytes);
+        fetch_good(&self.shared, place, reference.object_bytes, decode, |tlog| {
+            tlog.check_named(self.id, &reference)?;
+            // The map takes for granted that changes lie in the volume.
+            let mut core = self.core.borrow_mut();
+            tlog.scos.iter().try_for_each(|sco| core.map().check(&sco.changes))
+        })
+        .await
     }
 
-    /// Makes a run of the TLogs when they are many, and deletes what earlier runs replaced.
+    /// Pages as the last manifest has them, made from its runs and TLogs. A page that is not in memory has no changes beyond
+    /// that.
+    pub(super) async fn rebuild_pages(&self, pages: Vec<PageNo>) -> Result<Vec<(PageNo, Page)>> {
+        let shape = self.core.borrow().shape().clone();
+        // Per page, oldest first.
+        let mut parts: Vec<(PageNo, Vec<MapExtent>)> =
+            pages.into_iter().map(|page| (page, Vec::new())).collect();
+        for run in &shape.runs {
+            let index = load_index(&self.shared, self.id, &shape, run).await?;
+            for (page, extents) in &mut parts {
+                let blocks = (run, index.blocks_for(*page));
+                let found = load_blocks(&self.shared, self.id, shape.last_sco, blocks).await?;
+                extents.extend(found);
+            }
+        }
+        for reference in &shape.tlogs {
+            for sco in self.fetch_tlog(*reference).await?.scos {
+                for (page, extents) in &mut parts {
+                    extents.extend(touching(*page, sco.id.seq, &sco.changes));
+                }
+            }
+        }
+        let build = |(page, extents): (PageNo, Vec<MapExtent>)| {
+            (page, Page::from_extents(page, &extents))
+        };
+        Ok(parts.into_iter().map(build).collect())
+    }
+
+    /// Makes a run of the TLogs when they are many, and deletes what earlier runs replaced. What cannot be done now is done
+    /// later: a checkpoint is no reason to stop uploading.
     pub(super) async fn compact_if_due(&self) -> Result<()> {
         self.delete_obsolete().await;
-        let now = self.shared.world.now();
-        if now < self.next_compaction.get() {
-            return Ok(());
-        }
         let due = {
             let core = self.core.borrow();
-            let tlogs = &core.shape().tlogs;
+            let (tlogs, at) = (&core.shape().tlogs, self.compact_at.get());
             let bytes: u64 = tlogs.iter().map(|tlog| tlog.object_bytes).sum();
-            let due = tlogs.len() >= TLOGS_PER_RUN || bytes >= TLOG_BYTES_PER_RUN;
-            due.then(|| tlogs.clone())
+            let most_bytes = TLOG_BYTES_PER_RUN.saturating_mul((at / TLOGS_PER_RUN) as u64);
+            (tlogs.len() >= at || bytes >= most_bytes).then(|| tlogs.clone())
         };
         let Some(tlogs) = due else { return Ok(()) };
         match self.compact(tlogs).await {
-            // The map is whole without it, here and in what was published; only opening elsewhere takes longer.
-            Err(fault)
-                if matches!(fault.kind, Kind::Corrupt | Kind::NoSpace | Kind::Unavailable) =>
-            {
-                tracing::error!(vdisk = self.name, %fault, "no checkpoint of the map can be made; trying again later");
-                self.next_compaction.set(now + COMPACT_AGAIN);
-                Ok(())
+            Ok(()) => self.compact_at.set(TLOGS_PER_RUN),
+            Err(fault) if matches!(fault.kind, Kind::Fenced | Kind::Closed | Kind::Bug) => {
+                return Err(fault);
             }
-            other => other,
+            Err(fault) => {
+                tracing::error!(vdisk = self.name, %fault, "no checkpoint of the map now");
+                self.compact_at.set(self.compact_at.get().saturating_add(TLOGS_PER_RUN));
+            }
         }
+        Ok(())
     }
 
     async fn compact(&self, tlogs: Vec<TlogRef>) -> Result<()> {
         let Some(last) = tlogs.last() else { return Ok(()) };
         // The page store must not depend on TLogs that a run replaces.
-        if let Err(fault) = self.persist_pages(last.no).await {
-            tracing::warn!(vdisk = self.name, %fault, "map pages cannot be written; no checkpoint now");
-            return Ok(());
-        }
+        self.persist_pages(last.no).await?;
         self.shared.world.pages().sync().await?;
         let newest = self.collapse(&tlogs).await?;
         let (shape, no) = {
@@ -100,12 +120,12 @@ impl<W: World> Volume<W> {
             (core.shape().clone(), RunNo(core.head().next().0))
         };
         let merged = mergeable(&shape, newest.len() as u64);
-        let mut draft = Draft { newest, runs: Vec::with_capacity(merged.len()) };
+        let mut sources = vec![newest];
         for older in merged.iter().rev() {
-            draft.runs.push(fetch_run(&self.shared, self.id, older).await?);
+            sources.push(load_run(&self.shared, self.id, &shape, older).await?);
         }
         let replaced: Vec<RunNo> = merged.iter().map(|r| r.no).collect();
-        let run = self.put_run(&shape, no, draft, &replaced, last.no).await?;
+        let run = self.put_run(&shape, no, sources, &replaced, last.no).await?;
         self.add_manifest(vec![ShapeChange::Compacted { run, replaced }]).await?;
         let now = self.shared.world.now();
         let old_tlogs = tlogs.iter().map(|t| names::tlog(t.epoch, t.no));
@@ -133,7 +153,7 @@ impl<W: World> Volume<W> {
         &self,
         shape: &Shape,
         no: RunNo,
-        draft: Draft,
+        newest_first: Vec<Vec<MapExtent>>,
         replaced: &[RunNo],
         last_tlog: TlogNo,
     ) -> Result<RunRef> {
@@ -143,7 +163,7 @@ impl<W: World> Volume<W> {
         let writer = RunWriter::new(self.id, epoch, no);
         let world = &self.shared.world;
         let (body, object_bytes, header) =
-            world.compute(move || draft.write(holes, writer)).await?;
+            world.compute(move || write_run(newest_first, holes, writer)).await;
         let namespace = names::namespace(self.id);
         put_certainly(world, &namespace, &names::run(epoch, no), body, || self.is_closing())
             .await?;
@@ -168,16 +188,29 @@ impl<W: World> Volume<W> {
     }
 }
 
+/// What these changes of an SCO say of a page.
+fn touching(page: PageNo, sco: ScoSeq, changes: &[Change]) -> impl Iterator<Item = MapExtent> {
+    let (first, end) = (page.0 * PAGE_CLUSTERS, (page.0 + 1) * PAGE_CLUSTERS);
+    let inside = move |change: &&Change| {
+        change.addr.0 < end && change.addr.0.saturating_add(change.count.0) > first
+    };
+    changes.iter().filter(inside).map(move |change| MapExtent {
+        addr: change.addr,
+        count: change.count,
+        mapping: mapping_of(sco, &change.kind),
+    })
+}
+
 /// The newest runs worth merging with `entries` new ones: each less than twice what comes above it.
 fn mergeable(shape: &Shape, mut entries: u64) -> Vec<RunRef> {
     let mut bytes = 0;
     let mut first = shape.runs.len();
     for run in shape.runs.iter().rev() {
-        bytes += run.object_bytes;
+        bytes = run.object_bytes.saturating_add(bytes);
         if run.entry_count > entries.saturating_mul(GROWTH) || bytes > MOST_MERGED_BYTES {
             break;
         }
-        entries += run.entry_count;
+        entries = run.entry_count.saturating_add(entries);
         first -= 1;
     }
     shape.runs.get(first..).unwrap_or_default().to_vec()
@@ -191,90 +224,126 @@ async fn fetch<W: World>(
     len: u64,
 ) -> Result<Bytes> {
     let get = async || shared.world.store().get_range(namespace, name, offset, len).await;
-    let found = until_answered(&shared.world, name, || false, get).await?;
-    found.ok_or_else(|| Fault::corrupt(format!("{namespace}/{name} is missing on the backend")))
+    match until_answered(&shared.world, name, || false, get).await {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Err(Fault::corrupt(format!("{namespace}/{name} is missing on the backend"))),
+        // Its length is what the manifest says: what is shorter is damaged.
+        Err(fault) if fault.kind == Kind::Invalid => {
+            Err(Fault::corrupt(format!("{namespace}/{name} is cut short")).because(fault))
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Where something lies on the backend.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    offset: u64,
+}
+
+/// Reads until what came is good: a bit may have flipped on its way, and the store may have another copy (P2). Decoding may
+/// take long and is done off the shard's thread; the check that follows may look at the volume.
+async fn fetch_good<W: World, T: Send + 'static>(
+    shared: &Shared<W>,
+    place: Place<'_>,
+    len: u64,
+    decode: impl Fn(Bytes) -> Result<T> + Clone + Send + 'static,
+    check: impl Fn(&T) -> Result<()>,
+) -> Result<T> {
+    let Place { namespace, name, offset } = place;
+    let mut attempts = 1;
+    loop {
+        let bytes = fetch(shared, namespace, name, offset, len).await?;
+        let decode = decode.clone();
+        let decoded = shared.world.compute(move || decode(bytes)).await;
+        match decoded.and_then(|good| check(&good).map(|()| good)) {
+            Err(fault) if fault.kind == Kind::Corrupt && attempts < FETCHES => attempts += 1,
+            outcome => return outcome.map_err(|f| f.about(format!("{namespace}/{name}"))),
+        }
+    }
+}
+
+/// The run that these make together.
+fn write_run(
+    newest_first: Vec<Vec<MapExtent>>,
+    holes: Holes,
+    mut writer: RunWriter,
+) -> (Vec<Bytes>, u64, RunHeader) {
+    let sources = newest_first.into_iter().map(Vec::into_iter).collect();
+    merge_runs(sources, holes).for_each(|extent| writer.push(extent));
+    writer.finish()
 }
 
 async fn load_index<W: World>(
     shared: &Shared<W>,
     volume: VolumeId,
+    shape: &Shape,
     run: &RunRef,
 ) -> Result<RunIndex> {
+    let size = shape.cluster_size.clusters_covering(shape.size);
     let (namespace, name) = (names::namespace(volume), names::run(run.epoch, run.no));
     let mut wanted = TAIL_BYTES.min(run.object_bytes);
     loop {
-        let at = run.object_bytes - wanted;
-        let tail = fetch(shared, &namespace, &name, at, wanted).await?;
-        let about = |f: Fault| f.about(format!("{namespace}/{name}"));
-        match decode_tail(run.object_bytes, &tail).map_err(about)? {
+        let offset = run.object_bytes - wanted;
+        let place = Place { namespace: &namespace, name: &name, offset };
+        let object_bytes = run.object_bytes;
+        let decode = move |tail: Bytes| decode_tail(object_bytes, &tail);
+        let tail = fetch_good(shared, place, wanted, decode, |tail| match tail {
+            Tail::Index(index) => index.check(volume, run, size),
+            Tail::Longer(more) if *more > wanted && *more <= object_bytes => Ok(()),
+            Tail::Longer(_) => Err(Fault::corrupt("its index does not fit")),
+        });
+        match tail.await? {
             Tail::Index(index) => return Ok(index),
-            Tail::Longer(more) if more > wanted && more <= run.object_bytes => wanted = more,
-            Tail::Longer(_) => return Err(about(Fault::corrupt("its index does not fit"))),
+            Tail::Longer(more) => wanted = more,
         }
     }
 }
 
-/// What a checkpoint is made from.
-struct Draft {
-    newest: Vec<MapExtent>,
-    /// Those it replaces, newest first.
-    runs: Vec<Blocks>,
-}
-
-impl Draft {
-    fn write(self, holes: Holes, mut writer: RunWriter) -> Result<(Vec<Bytes>, u64, RunHeader)> {
-        let mut sources = vec![self.newest.into_iter()];
-        for run in self.runs {
-            sources.push(run.decode()?.into_iter());
-        }
-        merge_runs(sources, holes).for_each(|extent| writer.push(extent));
-        Ok(writer.finish())
-    }
-}
-
-/// Neighbouring blocks of a run, as fetched.
-struct Blocks {
-    object: String,
-    index: Vec<RunBlock>,
-    bytes: Bytes,
-}
-
-impl Blocks {
-    fn decode(self) -> Result<Vec<MapExtent>> {
-        let from = self.index.first().map_or(0, |block| block.bytes.start);
-        let mut extents = Vec::new();
-        for block in &self.index {
-            let range = (block.bytes.start - from) as usize..(block.bytes.end - from) as usize;
-            let part = self.bytes.get(range).unwrap_or_default();
-            extents.append(&mut block.decode(part).map_err(|f| f.about(&self.object))?);
-        }
-        Ok(extents)
-    }
-}
-
-/// All of a run.
-async fn fetch_run<W: World>(shared: &Shared<W>, volume: VolumeId, run: &RunRef) -> Result<Blocks> {
-    let index = load_index(shared, volume, run).await?;
-    fetch_blocks(shared, volume, run, &index, 0..index.blocks.len()).await
-}
-
-async fn fetch_blocks<W: World>(
+/// All extents of a run.
+async fn load_run<W: World>(
     shared: &Shared<W>,
     volume: VolumeId,
+    shape: &Shape,
     run: &RunRef,
-    index: &RunIndex,
-    blocks: std::ops::Range<usize>,
-) -> Result<Blocks> {
-    let index = index.blocks.get(blocks).unwrap_or_default().to_vec();
+) -> Result<Vec<MapExtent>> {
+    let index = load_index(shared, volume, shape, run).await?;
+    load_blocks(shared, volume, shape.last_sco, (run, &index.blocks)).await
+}
+
+/// The extents of neighbouring blocks of a run, which may map to SCOs up to `last_sco`.
+async fn load_blocks<W: World>(
+    shared: &Shared<W>,
+    volume: VolumeId,
+    last_sco: ScoSeq,
+    (run, blocks): (&RunRef, &[RunBlock]),
+) -> Result<Vec<MapExtent>> {
+    let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return Ok(Vec::new()) };
     let (namespace, name) = (names::namespace(volume), names::run(run.epoch, run.no));
-    let bytes = match (index.first(), index.last()) {
-        (Some(first), Some(last)) => {
-            let (from, to) = (first.bytes.start, last.bytes.end);
-            fetch(shared, &namespace, &name, from, to - from).await?
+    let (from, to) = (first.bytes.start, last.bytes.end);
+    let place = Place { namespace: &namespace, name: &name, offset: from };
+    let index = blocks.to_vec();
+    let decode = move |bytes: Bytes| {
+        let mut extents = Vec::new();
+        for block in &index {
+            let range = (block.bytes.start - from) as usize..(block.bytes.end - from) as usize;
+            extents.append(&mut block.decode(bytes.get(range).unwrap_or_default())?);
         }
-        _ => Bytes::new(),
+        Ok(extents)
     };
-    Ok(Blocks { object: format!("{namespace}/{name}"), index, bytes })
+    fetch_good(shared, place, to - from, decode, |extents: &Vec<MapExtent>| {
+        let unpublished =
+            |extent: &&MapExtent| matches!(extent.mapping, Mapping::At(at) if at.sco > last_sco);
+        match extents.iter().find(unpublished) {
+            None => Ok(()),
+            Some(MapExtent { addr, mapping, .. }) => Err(Fault::corrupt(format!(
+                "cluster {addr} maps to {mapping:?}, the last SCO is {last_sco}"
+            ))),
+        }
+    })
+    .await
 }
 
 /// Fills an empty page store from the runs of a shape, window by window.
@@ -286,12 +355,12 @@ pub(super) async fn import_runs<W: World>(
 ) -> Result<()> {
     let mut indexes = Vec::with_capacity(shape.runs.len());
     for run in shape.runs.iter().rev() {
-        indexes.push((*run, load_index(shared, id, run).await?));
+        indexes.push((*run, load_index(shared, id, shape, run).await?));
     }
     let mut page = 0;
     while let Some(next) = next_page(&indexes, page) {
         let window = next..next.saturating_add(WINDOW_PAGES);
-        let pages = window_pages(shared, id, &indexes, &window).await?;
+        let pages = window_pages(shared, id, shape.last_sco, &indexes, &window).await?;
         let batch = PageBatch { holes: Vec::new(), pages, applied: TlogNo(0) };
         shared.world.pages().put(id, batch).await?;
         page = window.end;
@@ -317,6 +386,7 @@ fn next_page(indexes: &[(RunRef, RunIndex)], page: u64) -> Option<u64> {
 async fn window_pages<W: World>(
     shared: &Shared<W>,
     id: VolumeId,
+    last_sco: ScoSeq,
     indexes: &[(RunRef, RunIndex)],
     window: &std::ops::Range<u64>,
 ) -> Result<Vec<(PageNo, Bytes)>> {
@@ -325,17 +395,16 @@ async fn window_pages<W: World>(
     for (run, index) in indexes {
         let first = index.blocks.partition_point(|block| block.end.0 <= from);
         let end = index.blocks.partition_point(|block| block.first.0 < to);
-        sources.push(fetch_blocks(shared, id, run, index, first..end.max(first)).await?);
+        let blocks = index.blocks.get(first..end.max(first)).unwrap_or_default();
+        let extents = load_blocks(shared, id, last_sco, (run, blocks)).await?;
+        sources.push(extents);
     }
-    shared.world.compute(move || pages_of(sources, from, to)).await
+    Ok(shared.world.compute(move || pages_of(sources, from, to)).await)
 }
 
-/// The encoded pages of clusters `from..to`, from the blocks of runs, newest first.
-fn pages_of(newest_first: Vec<Blocks>, from: u64, to: u64) -> Result<Vec<(PageNo, Bytes)>> {
-    let mut sources = Vec::with_capacity(newest_first.len());
-    for blocks in newest_first {
-        sources.push(blocks.decode()?.into_iter());
-    }
+/// The encoded pages of clusters `from..to`.
+fn pages_of(newest_first: Vec<Vec<MapExtent>>, from: u64, to: u64) -> Vec<(PageNo, Bytes)> {
+    let sources = newest_first.into_iter().map(Vec::into_iter).collect();
     let mut pages: Vec<(PageNo, Vec<MapExtent>)> = Vec::new();
     for extent in merge_runs(sources, Holes::Drop) {
         for (page, part) in split_by_page(extent, from, to) {
@@ -348,7 +417,7 @@ fn pages_of(newest_first: Vec<Blocks>, from: u64, to: u64) -> Result<Vec<(PageNo
     let encode = |(page, parts): &(PageNo, Vec<MapExtent>)| {
         (*page, Page::from_extents(*page, parts).encode(*page))
     };
-    Ok(pages.iter().map(encode).collect())
+    pages.iter().map(encode).collect()
 }
 
 /// The parts of an extent in `from..to` (clusters), page by page.

@@ -3,8 +3,8 @@
 use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::units::Seq;
 
-use super::Volume;
 use super::write::Place;
+use super::{State, Volume};
 use crate::config::settings::FlushLevel;
 use crate::metrics::Stage;
 use crate::world::World;
@@ -15,12 +15,16 @@ impl<W: World> Volume<W> {
         let upto = self.core.borrow().last_seq();
         let level = self.settings.borrow().flush;
         match level {
-            FlushLevel::Journal => {
-                let flushed = self.staged(Stage::JournalCommit, self.shared.buffer.flush()).await;
-                flushed.map_err(|fault| self.buffer_fault(fault))
-            }
+            FlushLevel::Journal => self.flush_journal().await,
             FlushLevel::Backend => self.publish_upto(upto).await,
         }
+    }
+
+    /// Everything accepted so far is in the write buffer, and no other owner is known to have made it obsolete.
+    pub(super) async fn flush_journal(&self) -> Result<()> {
+        let flushed = self.staged(Stage::JournalCommit, self.shared.buffer.flush()).await;
+        flushed.map_err(|fault| self.buffer_fault(fault))?;
+        if *self.state.borrow() == State::Fenced { Err(self.fenced()) } else { Ok(()) }
     }
 
     /// Everything accepted so far is uploaded and named by a manifest.
@@ -44,6 +48,7 @@ impl<W: World> Volume<W> {
         self.shared.pressure.notify_one();
         while self.published_seq.get() < upto {
             self.check_readable()?;
+            self.check_uploading()?;
             let drained = self.drained.notified();
             let unsealed = {
                 let mut core = self.core.borrow_mut();
@@ -51,6 +56,7 @@ impl<W: World> Volume<W> {
                 last_sealed < upto && self.seal_now(&mut core).is_none()
             };
             if unsealed {
+                self.shared.buffer.failure().map_or(Ok(()), Err)?;
                 self.shared.pressure.notify_one();
                 self.shared.buffer.room().await;
                 continue;
@@ -58,6 +64,16 @@ impl<W: World> Volume<W> {
             drained.await;
         }
         Ok(())
+    }
+
+    fn check_uploading(&self) -> Result<()> {
+        match &*self.uploads_ended.borrow() {
+            None => Ok(()),
+            Some(fault) => Err(Fault::unavailable(format!(
+                "vDisk {}: nothing more reaches the backend: {fault}",
+                self.name
+            ))),
+        }
     }
 
     /// Seals the open SCO if it has changes. `NoSpace`: the buffer has no room for the seal now.

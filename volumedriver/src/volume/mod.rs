@@ -26,12 +26,12 @@ use tokio::sync::{Notify, Semaphore};
 use tracing::Instrument;
 use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::request::{Reply, Request};
-use volumedriver_core::units::{ByteCount, ClusterSize, NodeId, Seq, TlogNo, VolumeId};
+use volumedriver_core::units::{ByteCount, ClusterSize, NodeId, ScoSeq, Seq, TlogNo, VolumeId};
 use volumedriver_core::volume::Volume as Core;
 use volumedriver_core::volume::credits::Credits;
 
 pub use backend::Backend;
-pub use open::{Spec, create};
+pub use open::{Left, Spec, create};
 
 use crate::buffer::{Buffer, VolumeLog};
 use crate::cache::ReadCache;
@@ -89,13 +89,17 @@ pub struct Volume<W: World> {
     published_seq: Cell<Seq>,
     /// Last TLog whose changes the page store holds.
     applied: Cell<TlogNo>,
+    /// Last TLog whose changes are all in the map's base.
+    based: Cell<TlogNo>,
+    /// Number of TLogs at which the next checkpoint is tried.
+    compact_at: Cell<usize>,
+    /// Why nothing is uploaded any more.
+    uploads_ended: RefCell<Option<Fault>>,
     /// When the first change of the open SCO was accepted.
     open_since: Cell<Option<Duration>>,
     /// When the oldest unpublished SCO got its first change.
     oldest_since: RefCell<VecDeque<Duration>>,
     streams: RefCell<read::Streams>,
-    /// No checkpoint before this time.
-    next_compaction: Cell<Duration>,
     /// Objects no manifest names any more, and since when.
     obsolete: RefCell<VecDeque<(Duration, String)>>,
     uploader_done: Notify,
@@ -214,6 +218,10 @@ impl<W: World> Volume<W> {
     /// `Err` says why a change is refused.
     fn check_writable(&self) -> Result<()> {
         match &*self.state.borrow() {
+            State::Running if self.core.borrow().is_used_up() => Err(Fault::no_space(format!(
+                "vDisk {} has used all its SCO positions; copy it to a new one",
+                self.name
+            ))),
             State::Running => self.shared.buffer.failure().map_or(Ok(()), Err),
             State::ReadOnly(why) => {
                 Err(Fault::unavailable(format!("vDisk {} is read-only: {why}", self.name)))
@@ -236,13 +244,32 @@ impl<W: World> Volume<W> {
         }
     }
 
+    /// Every reason for being read-only stays; being fenced or closed is for good.
     fn enter(&self, state: State) {
-        if *self.state.borrow() != State::Closed {
-            tracing::warn!(vdisk = self.name, ?state, "state of the vDisk changed");
-            *self.state.borrow_mut() = state;
+        let next = match (&*self.state.borrow(), state) {
+            (State::Closed | State::Fenced, _) => None,
+            (State::ReadOnly(why), State::ReadOnly(more)) if why.contains(&more) => None,
+            (State::ReadOnly(why), State::ReadOnly(more)) => {
+                Some(State::ReadOnly(format!("{why}; {more}")))
+            }
+            (_, state) => Some(state),
+        };
+        if let Some(next) = next {
+            tracing::warn!(vdisk = self.name, state = ?next, "state of the vDisk changed");
+            *self.state.borrow_mut() = next;
         }
         self.drained.notify_waiters();
         self.sealed.notify_one();
+    }
+
+    /// Another owner took over: what only this node has is obsolete, and must not hold the room of others.
+    fn enter_fenced(&self) {
+        let obsolete = self.held();
+        self.enter(State::Fenced);
+        if obsolete.0 > 0 {
+            tracing::error!(vdisk = self.name, %obsolete, "bytes in the write buffer are obsolete and dropped");
+        }
+        self.log.dispose(ScoSeq(u64::MAX));
     }
 
     fn is_closing(&self) -> bool {
@@ -254,14 +281,14 @@ impl<W: World> Volume<W> {
         *self.state.borrow_mut() = State::Closed;
         self.drained.notify_waiters();
         self.sealed.notify_one();
-        {
+        if self.uploads_ended.borrow().is_none() {
             let done = self.uploader_done.notified();
             let patience = self.shared.world.sleep(CLOSE_PATIENCE);
             futures_util::pin_mut!(done, patience);
             futures_util::future::select(done, patience).await;
         }
-        let last = self.core.borrow().shape().last_tlog;
-        if let Err(fault) = self.persist_pages(last).await {
+        // Not the last one published: its changes may be on their way into the base still.
+        if let Err(fault) = self.persist_pages(self.based.get()).await {
             tracing::warn!(vdisk = self.name, %fault, "map pages not written; they are made again from TLogs");
         }
     }

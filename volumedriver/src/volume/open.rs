@@ -6,7 +6,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 use volumedriver_core::fault::{Fault, Result};
@@ -20,6 +19,7 @@ use volumedriver_core::units::{
 use volumedriver_core::volume::Volume as Core;
 
 use super::chain::{self, Found, put_certainly};
+use super::checkpoint::TLOGS_PER_RUN;
 use super::{Shared, State, Volume, read};
 use crate::buffer::{Damage, ReplayedSco, ReplayedVolume};
 use crate::config::settings::VdiskSettings;
@@ -86,13 +86,21 @@ pub async fn create<W: World>(world: &W, node: NodeId, id: VolumeId, spec: &Spec
     put_certainly(world, &namespace, &names::manifest(no), vec![manifest.encode()], || false).await
 }
 
+/// What a crash left of a volume in the write buffer.
+#[derive(Default)]
+pub struct Left {
+    pub replayed: Option<ReplayedVolume>,
+    /// What is lost and may have been of any volume; of no interest with `replayed`, which knows its own.
+    pub lost: Option<Damage>,
+}
+
 impl<W: World> Volume<W> {
-    /// Opens the volume and starts its uploader. `replayed` is what the write buffer holds of it; taken only on success.
+    /// Opens the volume and starts its uploader. What the write buffer has `left` of it is taken only on success.
     pub(crate) async fn open(
         shared: Rc<Shared<W>>,
         id: VolumeId,
         settings: VdiskSettings,
-        replayed: &mut Option<ReplayedVolume>,
+        left: &mut Left,
     ) -> Result<Rc<Self>> {
         let world = shared.world.clone();
         let Some(found) = chain::load(&world, id).await? else {
@@ -105,8 +113,10 @@ impl<W: World> Volume<W> {
         let applied = seed_pages(&shared, id, &found.shape).await?;
         let volume = Rc::new(Self::assemble(shared, id, settings, found, applied));
         volume.apply_tlogs(applied).await?;
-        volume.take_back(replayed.take());
-        volume.shared.world.spawn(volume.clone().run_uploader());
+        volume.take_back(std::mem::take(left));
+        if volume.uploads_ended.borrow().is_none() {
+            volume.shared.world.spawn(volume.clone().run_uploader());
+        }
         Ok(volume)
     }
 
@@ -141,10 +151,12 @@ impl<W: World> Volume<W> {
             chain: Semaphore::new(1),
             published_seq: Cell::new(last_seq),
             applied: Cell::new(applied),
+            based: Cell::new(applied),
+            compact_at: Cell::new(TLOGS_PER_RUN),
+            uploads_ended: RefCell::default(),
             open_since: Cell::new(None),
             oldest_since: RefCell::default(),
             streams: RefCell::new(read::Streams::default()),
-            next_compaction: Cell::new(Duration::ZERO),
             obsolete: RefCell::default(),
             uploader_done: Notify::new(),
         }
@@ -158,42 +170,65 @@ impl<W: World> Volume<W> {
                 self.load_for(&sco.changes).await?;
                 self.core.borrow_mut().map().publish(sco.id.seq, &sco.changes);
             }
+            self.based.set(reference.no);
         }
         Ok(())
     }
 
     /// Takes back the changes the write buffer holds beyond the manifest.
-    fn take_back(&self, replayed: Option<ReplayedVolume>) {
-        let Some(replayed) = replayed else { return };
+    fn take_back(&self, left: Left) {
+        let Left { replayed, lost } = left;
+        let Some(replayed) = replayed else {
+            if let Some(lost) = lost.filter(|_| self.was_ours_before()) {
+                self.keep_damage(format!("flushed data may be lost: {}", lost.message));
+            }
+            return;
+        };
         let published = self.core.borrow().shape().last_sco;
-        let tail: Vec<ReplayedSco> =
-            replayed.scos.into_iter().filter(|s| s.id.seq > published).collect();
         self.log.dispose(published);
-        let changes: usize = tail.iter().map(|s| s.changes.len()).sum();
-        if changes > 0 && !tail.iter().all(|s| self.is_ours_since(s.id.epoch)) {
+        let tail = replayed.scos.into_iter().filter(|s| s.id.seq > published).collect();
+        let tail = self.without_obsolete(tail);
+        let failed = self.check_cluster_size(replayed.cluster_size).and_then(|()| self.replay_tail(tail));
+        let published = self.published_seq.get();
+        let relevant = |d: &&Damage| {
+            let unpublished = d.seqs.is_none_or(|(_, last)| last > published);
+            unpublished && d.epoch.is_none_or(|epoch| self.is_ours_since(epoch))
+        };
+        let damage = replayed.damage.iter().filter(relevant).map(|d| d.message.clone());
+        let all: Vec<String> = damage.chain(failed.err().map(|fault| fault.to_string())).collect();
+        if !all.is_empty() {
+            let all = all.join("; ");
+            self.keep_damage(format!("flushed data in the write buffer is damaged: {all}"));
+        }
+    }
+
+    /// The volume stays as it is until the operator decides. Nothing of it is uploaded: an SCO with a gap must not get a name
+    /// on the backend, and what is published is given up here, the trace of the damage with it.
+    fn keep_damage(&self, why: String) {
+        self.log.keep();
+        *self.uploads_ended.borrow_mut() = Some(Fault::unavailable(why.clone()));
+        self.enter(State::ReadOnly(why));
+    }
+
+    /// Leaves out what another owner made obsolete. What this node wrote when the volume was its own again stays.
+    fn without_obsolete(&self, tail: Vec<ReplayedSco>) -> Vec<ReplayedSco> {
+        let (ours, obsolete): (Vec<_>, Vec<_>) =
+            tail.into_iter().partition(|sco| self.is_ours_since(sco.id.epoch));
+        let changes: usize = obsolete.iter().map(|sco| sco.changes.len()).sum();
+        if changes > 0 {
             tracing::error!(
                 vdisk = self.name,
                 changes,
                 "another node owned this vDisk meanwhile: changes left in the local write buffer are obsolete and dropped"
             );
-            if let Some(last) = tail.last() {
-                self.log.dispose(last.id.seq);
+        }
+        for sco in obsolete {
+            match ours.iter().find(|ours| ours.id.seq == sco.id.seq) {
+                Some(ours) => self.log.supersede(ours.id),
+                None => self.log.give_up(sco.id.seq),
             }
-            return;
         }
-        let lost = self.replay_tail(tail).err();
-        let published = self.published_seq.get();
-        let relevant = |d: &&Damage| d.seqs.is_none_or(|(_, last)| last > published);
-        let damage: Vec<String> =
-            replayed.damage.iter().filter(relevant).map(|d| d.message.clone()).collect();
-        if let Some(fault) = lost {
-            self.enter(State::ReadOnly(format!("{fault}; {}", damage.join("; "))));
-        } else if !damage.is_empty() {
-            self.enter(State::ReadOnly(format!(
-                "flushed data in the write buffer is damaged: {}",
-                damage.join("; ")
-            )));
-        }
+        ours
     }
 
     /// True when no other node has owned the volume after this epoch.
@@ -203,15 +238,42 @@ impl<W: World> Volume<W> {
         later.all(|o| o.node == self.shared.node)
     }
 
+    /// True when this node owned the volume until now.
+    fn was_ours_before(&self) -> bool {
+        let core = self.core.borrow();
+        let before = core.shape().openings.iter().rev().nth(1);
+        before.is_some_and(|opening| opening.node == self.shared.node)
+    }
+
+    fn check_cluster_size(&self, found: ClusterSize) -> Result<()> {
+        let ours = self.cluster_size();
+        if found == ours {
+            return Ok(());
+        }
+        Err(Fault::corrupt(format!(
+            "the write buffer holds clusters of {} bytes, the volume's have {}",
+            found.bytes(),
+            ours.bytes()
+        )))
+    }
+
     fn replay_tail(&self, tail: Vec<ReplayedSco>) -> Result<()> {
         let mut core = self.core.borrow_mut();
         for sco in tail.into_iter().filter(|s| !s.changes.is_empty()) {
+            // Changes of the next SCO prove that this one was sealed, though its seal is lost.
+            if core.has_open_changes() && core.open_sco().0.seq.next() == sco.id.seq {
+                self.replayed_seal(&mut core);
+            }
             core.replay(sco.id, &sco.changes)?;
             self.note_open();
-            if sco.sealed.is_some() {
-                core.commit_seal();
-                let since = self.open_since.take();
-                self.oldest_since.borrow_mut().extend(since);
+            if let Some(sealed) = sco.sealed {
+                let (id, count) = core.open_sco();
+                if count != sealed {
+                    return Err(Fault::corrupt(format!(
+                        "SCO {id} in the write buffer was sealed with {sealed} clusters and has {count}"
+                    )));
+                }
+                self.replayed_seal(&mut core);
             }
         }
         // The last one goes on in this epoch under the next name: its own ends here.
@@ -220,6 +282,13 @@ impl<W: World> Volume<W> {
         }
         self.sealed.notify_one();
         Ok(())
+    }
+
+    /// The seal of the open SCO is in the write buffer already.
+    fn replayed_seal(&self, core: &mut Core) {
+        core.commit_seal();
+        let since = self.open_since.take();
+        self.oldest_since.borrow_mut().extend(since);
     }
 }
 

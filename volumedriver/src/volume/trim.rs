@@ -69,6 +69,9 @@ impl<W: World> Volume<W> {
         let bytes = self.core.borrow().cluster_size().bytes();
         self.append_waiting(bytes, |core| {
             self.seal_if_full(core, 0)?;
+            if core.is_used_up() {
+                return None;
+            }
             let plan = core.plan_mark(addr, count, mark);
             self.log.append_mark(plan.seq, addr, count, mark, plan.sco.seq)?;
             core.commit_mark(plan);

@@ -6,13 +6,14 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use volumedriver_core::fault::{Fault, Kind, Result};
 use volumedriver_core::format::manifest::{ShapeChange, TlogRef};
 use volumedriver_core::format::names;
 use volumedriver_core::format::tlog::Tlog;
-use volumedriver_core::units::{ManifestNo, ScoSeq};
+use volumedriver_core::units::{ManifestNo, ScoSeq, TlogNo};
 
 use super::backend::ScoKey;
 use super::chain::{next_manifest, put_certainly};
@@ -24,6 +25,8 @@ const MOST_PER_TLOG: usize = 16;
 /// Dirty pages are written once there are this many, or after every so many TLogs.
 const PERSIST_PAGES: u64 = 4096;
 const PERSIST_TLOGS: u64 = 16;
+/// Between two attempts when the page store takes nothing and memory is used up.
+const PERSIST_PAUSE: Duration = Duration::from_secs(1);
 
 /// An SCO on its way: its position, and where its size will arrive once it is stored.
 type OnItsWay = (ScoSeq, oneshot::Receiver<Result<u64>>);
@@ -32,10 +35,13 @@ impl<W: World> Volume<W> {
     /// Runs until the volume is closed or fenced.
     pub(super) async fn run_uploader(self: Rc<Self>) {
         if let Err(fault) = self.upload_all().await {
-            match fault.kind {
-                Kind::Fenced => self.enter(State::Fenced),
+            let why = format!("uploading stopped: {fault}");
+            let kind = fault.kind;
+            *self.uploads_ended.borrow_mut() = Some(fault);
+            match kind {
+                Kind::Fenced => self.enter_fenced(),
                 Kind::Closed => {}
-                _ => self.enter(State::ReadOnly(format!("uploading stopped: {fault}"))),
+                _ => self.enter(State::ReadOnly(why)),
             }
         }
         self.drained.notify_waiters();
@@ -145,6 +151,7 @@ impl<W: World> Volume<W> {
 
     /// The changes of the oldest `count` sealed SCOs become part of the map's base; their room in the buffer is given back.
     async fn move_to_base(&self, count: usize) -> Result<()> {
+        let last_tlog = self.core.borrow().shape().last_tlog;
         for _ in 0..count {
             let oldest = self.core.borrow().oldest_changes();
             let Some((seq, changes)) = oldest else {
@@ -167,6 +174,7 @@ impl<W: World> Volume<W> {
             // An SCO has thousands of changes; requests have their turn between two of them.
             tokio::task::yield_now().await;
         }
+        self.based.set(last_tlog);
         Ok(())
     }
 
@@ -184,20 +192,37 @@ impl<W: World> Volume<W> {
         }
     }
 
-    /// After a publication: write dirty pages when they are many or old, compact the TLogs when they are many.
+    /// After a publication: write dirty pages when they are many, old or take too much memory, compact the TLogs when they
+    /// are many.
     async fn tend_pages(&self) -> Result<()> {
         let (dirty, last_tlog) = {
             let mut core = self.core.borrow_mut();
             (core.map().dirty_pages(), core.shape().last_tlog)
         };
         let behind = last_tlog.0.saturating_sub(self.applied.get().0);
-        if dirty >= PERSIST_PAGES || behind >= PERSIST_TLOGS {
-            // The page store is derivable: when its disk is full or failing the pages stay in memory and are tried again.
-            if let Err(fault) = self.persist_pages(last_tlog).await {
-                tracing::warn!(vdisk = self.name, %fault, "map pages cannot be written locally");
-            }
+        let crowded = dirty > 0 && self.map_is_over_budget();
+        if crowded || dirty >= PERSIST_PAGES || behind >= PERSIST_TLOGS {
+            self.persist_or_wait(last_tlog).await;
         }
         self.compact_if_due().await
+    }
+
+    /// The page store is derivable: when its disk is full or failing the pages stay in memory and are tried again. As long as
+    /// there is memory for them, that is; then uploading waits for the page store, and writers in their turn for uploading.
+    async fn persist_or_wait(&self, last_tlog: TlogNo) {
+        while let Err(fault) = self.persist_pages(last_tlog).await {
+            tracing::warn!(vdisk = self.name, %fault, "map pages cannot be written locally");
+            if !self.map_is_over_budget() || self.is_closing() {
+                return;
+            }
+            self.shared.world.sleep(PERSIST_PAUSE).await;
+        }
+        let budget = self.settings.borrow().map_memory.0;
+        self.core.borrow_mut().map().evict(budget);
+    }
+
+    fn map_is_over_budget(&self) -> bool {
+        self.core.borrow_mut().map().memory_bytes() > self.settings.borrow().map_memory.0
     }
 
     /// Adds one manifest with these changes to the chain; when this returns they are durable and in force.
@@ -216,7 +241,14 @@ impl<W: World> Volume<W> {
         let namespace = names::namespace(self.id);
         let body = vec![manifest.encode()];
         let world = &self.shared.world;
-        put_certainly(world, &namespace, &names::manifest(no), body, || self.is_closing()).await?;
+        let put =
+            put_certainly(world, &namespace, &names::manifest(no), body, || self.is_closing()).await;
+        if let Err(fault) = put {
+            if fault.kind == Kind::Fenced {
+                self.enter_fenced();
+            }
+            return Err(fault);
+        }
         self.core.borrow_mut().commit_manifest(no, &changes)?;
         Ok(no)
     }

@@ -83,7 +83,7 @@ impl<W: World> Volume<W> {
         let ack = self.settings.borrow().ack;
         match ack {
             AckLevel::Memory => Ok(()),
-            AckLevel::Buffer => self.shared.buffer.flush().await,
+            AckLevel::Buffer => self.flush_journal().await,
         }
     }
 
@@ -159,6 +159,9 @@ impl<W: World> Volume<W> {
         data: &[u8],
     ) -> Option<()> {
         self.seal_if_full(core, count)?;
+        if core.is_used_up() {
+            return None;
+        }
         let width = core.cluster_size().bytes() as usize;
         let mut crcs = [ClusterCrc::default(); MAX_OP_CLUSTERS];
         let crcs = crcs.get_mut(..count as usize)?;

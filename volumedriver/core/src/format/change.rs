@@ -5,7 +5,7 @@ use bytes::BufMut;
 use super::frame::Reader;
 use super::{Change, ChangeKind};
 use crate::fault::{Fault, Result};
-use crate::units::{ClusterAddr, ClusterCount, ClusterCrc, Location, Seq};
+use crate::units::{ClusterAddr, ClusterCount, ClusterCrc, Location, MAX_NUMBER, Seq};
 
 /// Whether a format carries the checksums of data clusters.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -117,6 +117,9 @@ impl Change {
         let bad = |what: &str| Err(Fault::corrupt(format!("change {} {what}", self.seq)));
         if self.seq.0 == 0 {
             return bad("has no sequence");
+        }
+        if self.seq.0 > MAX_NUMBER {
+            return bad("has a sequence that no volume reaches");
         }
         if self.count.0 == 0 {
             return bad("covers no cluster");

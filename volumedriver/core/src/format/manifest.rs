@@ -9,8 +9,8 @@ use bytes::{BufMut, Bytes};
 use super::frame::{Frame, Reader, count32};
 use crate::fault::{Fault, Result};
 use crate::units::{
-    ByteCount, ClusterSize, Epoch, Location, MAX_VOLUME_BYTES, ManifestNo, NodeId, RunNo,
-    SECTOR_BYTES, ScoSeq, Seq, TlogNo, VolumeId,
+    ByteCount, ClusterSize, Epoch, Location, MAX_NUMBER, MAX_VOLUME_BYTES, ManifestNo, NodeId,
+    RunNo, SECTOR_BYTES, ScoSeq, Seq, TlogNo, VolumeId,
 };
 
 const FRAME: Frame = Frame { name: "manifest", magic: *b"VDMF", version: 1 };
@@ -280,6 +280,10 @@ impl Manifest {
     pub fn check(&self) -> Result<()> {
         if self.no.0 == 0 || self.epoch.0 == 0 {
             return Err(Fault::invalid("it has no number or no epoch"));
+        }
+        if self.no.0 > MAX_NUMBER || self.epoch.0 > MAX_NUMBER {
+            let epoch = self.epoch;
+            return Err(Fault::invalid(format!("no volume reaches its number or epoch {epoch}")));
         }
         let shape = match &self.body {
             Body::Checkpoint(shape) => shape,

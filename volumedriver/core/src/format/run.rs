@@ -21,6 +21,7 @@ use std::ops::Range;
 use bytes::{BufMut, Bytes};
 
 use super::frame::{CRC_BYTES, Frame, HEAD_BYTES, Reader, count32, stored_crc};
+use super::manifest::RunRef;
 use super::page::fits_sco;
 use crate::fault::{Fault, Result};
 use crate::units::{
@@ -268,6 +269,24 @@ pub fn decode_tail(object_bytes: u64, tail: &[u8]) -> Result<Tail> {
 }
 
 impl RunIndex {
+    /// It is the run that `volume`'s manifest names, and speaks of no cluster past the volume's end.
+    ///
+    /// # Errors
+    /// `Corrupt`, with what is wrong.
+    pub fn check(&self, volume: VolumeId, named: &RunRef, size: ClusterCount) -> Result<()> {
+        let RunRef { no, epoch, entry_count, .. } = *named;
+        if self.header != (RunHeader { volume, epoch, no, entry_count }) {
+            return Err(Fault::corrupt(format!("it is not the run it is named: {:?}", self.header)));
+        }
+        match self.blocks.last() {
+            Some(last) if last.end.0 > size.0 => Err(Fault::corrupt(format!(
+                "it reaches cluster {}, the volume has {size}",
+                last.end
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// The blocks that say something of a page: neighbours in the object, so one read fetches them.
     #[must_use]
     pub fn blocks_for(&self, page: PageNo) -> &[RunBlock] {

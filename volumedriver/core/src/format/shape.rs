@@ -2,7 +2,7 @@
 //!
 //! - TLogs are numbered without gaps from 1; the runs, oldest first, and then the TLogs cover them all exactly once.
 //! - SCO positions increase; every published position has an origin.
-//! - `last_seq`, the size and the epoch never go back.
+//! - `last_seq`, the size and the epoch never go back, and no number comes near the end of its type.
 
 use std::ops::RangeInclusive;
 
@@ -11,7 +11,9 @@ use super::manifest::{
     check_volume_name,
 };
 use crate::fault::{Fault, Result};
-use crate::units::{ByteCount, Epoch, Location, ManifestNo, RunNo, ScoSeq, Seq, TlogNo};
+use crate::units::{
+    ByteCount, Epoch, Location, MAX_NUMBER, ManifestNo, RunNo, ScoSeq, Seq, TlogNo,
+};
 
 fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
     if holds { Ok(()) } else { Err(Fault::invalid(otherwise())) }
@@ -82,6 +84,10 @@ impl Shape {
         ensure(self.openings.is_sorted_by(ascending), || {
             "its openings do not increase".to_owned()
         })?;
+        let numbers = [self.epoch().0, self.last_seq.0, self.last_tlog.0];
+        ensure(numbers.iter().all(|number| *number <= MAX_NUMBER), || {
+            format!("no volume reaches epoch, change and TLog {numbers:?}")
+        })?;
         self.check_origins()?;
         self.check_coverage()?;
         self.check_tlogs()
@@ -133,7 +139,7 @@ impl Shape {
         ensure(opening.no == no, || {
             format!("manifest {no} is not the opening manifest {}", opening.no)
         })?;
-        ensure(opening.epoch > self.epoch(), || {
+        ensure(opening.epoch > self.epoch() && opening.epoch.0 <= MAX_NUMBER, || {
             format!("epoch {} follows epoch {}", opening.epoch, self.epoch())
         })?;
         ensure(last.is_none_or(|last| last.no < no), || {
@@ -154,7 +160,7 @@ impl Shape {
 
     fn publish(&mut self, tlog: TlogRef, last_seq: Seq, origins: &[Origin]) -> Result<()> {
         let TlogRef { no, epoch, first_sco, last_sco, .. } = tlog;
-        ensure(self.last_tlog.0.checked_add(1) == Some(no.0), || {
+        ensure(self.last_tlog.next() == no && no.0 <= MAX_NUMBER, || {
             format!("TLog {no} follows TLog {}", self.last_tlog)
         })?;
         ensure(epoch.0 > 0 && epoch <= self.epoch(), || {
@@ -169,7 +175,7 @@ impl Shape {
                 )
             },
         )?;
-        ensure(last_seq >= self.last_seq, || {
+        ensure(last_seq >= self.last_seq && last_seq.0 <= MAX_NUMBER, || {
             format!("change {last_seq} of TLog {no} follows change {}", self.last_seq)
         })?;
         let within = |origin: &Origin| (first_sco..=last_sco).contains(&origin.first_sco);

@@ -5,6 +5,7 @@ use bytes::{BufMut, Bytes};
 use super::Change;
 use super::change::{self, CHANGE_BYTES, Checksums};
 use super::frame::{Frame, Reader, count32};
+use super::manifest::TlogRef;
 use crate::fault::{Fault, Result};
 use crate::units::{Epoch, Location, ScoId, ScoSeq, Seq, TlogNo, VolumeId};
 
@@ -75,6 +76,22 @@ impl Tlog {
         let tlog = Self { volume, epoch, no, scos };
         tlog.check().map_err(|fault| fault.about(format!("TLog {no}")))?;
         Ok(tlog)
+    }
+
+    /// It is the TLog that `volume`'s manifest names.
+    ///
+    /// # Errors
+    /// `Corrupt`, with what is wrong.
+    pub fn check_named(&self, volume: VolumeId, named: &TlogRef) -> Result<()> {
+        let ends = (self.scos.first().map(|s| s.id.seq), self.scos.last().map(|s| s.id.seq));
+        let same = (self.volume, self.epoch, self.no) == (volume, named.epoch, named.no);
+        if same && ends == (Some(named.first_sco), Some(named.last_sco)) {
+            return Ok(());
+        }
+        Err(Fault::corrupt(format!(
+            "it is TLog {} of volume {} and epoch {}, with SCOs {ends:?}",
+            self.no, self.volume, self.epoch
+        )))
     }
 
     /// Positions and sequences increase strictly, and each SCO's changes fill it exactly.

@@ -246,10 +246,10 @@ impl Base {
         self.mark(page, flags, 0);
     }
 
-    /// Installs a loaded page; one that is loaded already stays.
-    pub(super) fn install(&mut self, page: PageNo, content: Cells<HOLE>) {
+    /// Installs a loaded page with these flags; one that is loaded already stays.
+    pub(super) fn install(&mut self, page: PageNo, content: Cells<HOLE>, flags: u8) {
         if !self.loaded(page.0) {
-            self.put_page(page.0, content, USED);
+            self.put_page(page.0, content, USED | flags);
         }
     }
 

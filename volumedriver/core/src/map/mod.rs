@@ -50,6 +50,48 @@ pub struct Map {
     size: ClusterCount,
     overlay: Overlay,
     base: Base,
+    loads: Loads,
+}
+
+/// Pages are being loaded from outside since this moment; [`Map::end_load`] takes it back.
+#[must_use]
+#[derive(Debug)]
+pub struct Loading(u64);
+
+/// What was published while pages were being loaded: those that come in late may be out of date.
+#[derive(Default)]
+struct Loads {
+    under_way: u64,
+    /// Publications since the first load that is under way began.
+    clock: u64,
+    /// Pages (first, end) changed, and when.
+    changed: Vec<(u64, u64, u64)>,
+}
+
+/// Changes told apart while pages are being loaded; more count as one change of everything.
+const MAX_CHANGED: usize = 4096;
+
+impl Loads {
+    fn note(&mut self, start: u64, end: u64) {
+        if self.under_way == 0 || start == end {
+            return;
+        }
+        self.clock += 1;
+        if self.changed.len() >= MAX_CHANGED {
+            self.changed.clear();
+            self.changed.push((0, u64::MAX, self.clock));
+            return;
+        }
+        let (first, last) = (start / PAGE_CLUSTERS, (end - 1) / PAGE_CLUSTERS);
+        self.changed.push((first, last + 1, self.clock));
+    }
+
+    fn is_stale(&self, page: u64, since: &Loading) -> bool {
+        let touched = |(first, end, at): &(u64, u64, u64)| {
+            *at > since.0 && (*first..*end).contains(&page)
+        };
+        self.changed.iter().any(touched)
+    }
 }
 
 impl Map {
@@ -67,7 +109,8 @@ impl Map {
 
     fn new(size: ClusterCount, fill: Fill) -> Self {
         let chunks = chunks_of(size);
-        Self { size, overlay: Overlay::new(chunks), base: Base::new(chunks, fill) }
+        let (overlay, base) = (Overlay::new(chunks), Base::new(chunks, fill));
+        Self { size, overlay, base, loads: Loads::default() }
     }
 
     #[must_use]
@@ -183,15 +226,40 @@ impl Map {
             let (start, end) = self.checked(change.addr, change.count);
             let mapping = mapping_of(sco, &change.kind);
             assert_fits(mapping, change.count);
+            self.loads.note(start, end);
             self.base.write(start, end - start, mapping.to_word());
             self.overlay.clear(start, end - start, word::of_change(mapping, change.seq));
         }
     }
 
-    /// Installs a loaded page; ignored when the page is loaded already.
-    pub fn install(&mut self, page: PageNo, content: Page) {
+    /// Pages are about to be asked for outside.
+    pub fn begin_load(&mut self) -> Loading {
+        self.loads.under_way += 1;
+        Loading(self.loads.clock)
+    }
+
+    /// They came, or will not come.
+    pub fn end_load(&mut self, _: Loading) {
+        self.loads.under_way -= 1;
+        if self.loads.under_way == 0 {
+            self.loads = Loads::default();
+        }
+    }
+
+    /// Installs a loaded page; ignored when the page is loaded already, or was changed since it was asked for.
+    pub fn install(&mut self, page: PageNo, content: Page, since: &Loading) {
         assert!(page.0 < pages_of(self.size), "map page {page} is past the end");
-        self.base.install(page, content.0);
+        if !self.loads.is_stale(page.0, since) {
+            self.base.install(page, content.0, 0);
+        }
+    }
+
+    /// As [`Map::install`], for a page that the page store lacks or has damaged: it is dirty.
+    pub fn install_rebuilt(&mut self, page: PageNo, content: Page, since: &Loading) {
+        assert!(page.0 < pages_of(self.size), "map page {page} is past the end");
+        if !self.loads.is_stale(page.0, since) {
+            self.base.install(page, content.0, base::DIRTY);
+        }
     }
 
     /// Whether a page of the base is in memory.

@@ -3,7 +3,7 @@
 use crate::fault::Result;
 use crate::format::page::{PageRun, decode, encode};
 use crate::format::run::MapExtent;
-use crate::units::{ClusterAddr, ClusterCount, PAGE_CLUSTERS, PageNo};
+use crate::units::{ClusterAddr, ClusterCount, Mapping, PAGE_CLUSTERS, PageNo, ScoSeq};
 use bytes::Bytes;
 
 use super::cells::Cells;
@@ -59,6 +59,18 @@ impl Page {
             });
         });
         extents
+    }
+
+    /// The highest SCO position it maps to; 0 when it maps to none.
+    #[must_use]
+    pub fn last_sco(&self) -> ScoSeq {
+        let mut last = ScoSeq(0);
+        self.0.each(0, PAGE, &mut |_, _, word| {
+            if let Mapping::At(at) = mapping(word) {
+                last = last.max(at.sco);
+            }
+        });
+        last
     }
 
     #[must_use]

@@ -60,7 +60,7 @@ impl Bench {
                 Some(bytes) => Page::decode(*page, bytes).unwrap(),
                 None => Page::hole(),
             };
-            self.map.install(*page, content);
+            put_in(&mut self.map, *page, content);
         }
     }
 
@@ -279,6 +279,12 @@ fn hole(seq: u64, addr: u64, count: u64) -> Change {
     Change { seq, addr, count, kind: ChangeKind::Hole }
 }
 
+fn put_in(map: &mut Map, page: PageNo, content: Page) {
+    let since = map.begin_load();
+    map.install(page, content, &since);
+    map.end_load(since);
+}
+
 fn view(map: &mut Map, addr: u64, count: u64) -> Vec<MapExtent> {
     let mut extents = vec![];
     let visit = &mut |extent| extents.push(extent);
@@ -321,7 +327,7 @@ fn missing_names_all_pages_needed_and_no_other() {
     let mut map = Map::new_unloaded(ClusterCount(8 * GIB));
     let pages = |pages: &[u64]| pages.iter().copied().map(PageNo).collect::<Vec<_>>();
     map.set(ClusterAddr(512), ClusterCount(512), at(1, 0), Seq(1));
-    map.install(PageNo(3), Page::hole());
+    put_in(&mut map, PageNo(3), Page::hole());
     let missing = map.lookup(ClusterAddr(100), ClusterCount(2000), &mut |_| panic!("visited"));
     assert_eq!(missing, Err(Missing { pages: pages(&[0, 2, 4]) }));
     let all = map.lookup(ClusterAddr(0), map.size(), &mut |_| panic!("visited")).unwrap_err();
@@ -333,6 +339,39 @@ fn missing_names_all_pages_needed_and_no_other() {
     for outside in [hole(1, 8 * GIB - 1, 2), hole(1, u64::MAX, 2)] {
         assert_eq!(map.check(&[outside]).unwrap_err().kind, crate::fault::Kind::Corrupt);
     }
+}
+
+/// A page asked for, changed as a whole, stored and evicted before the answer came: the answer is out of date.
+#[test]
+fn a_page_that_comes_late_does_not_undo_what_was_published_meanwhile() {
+    let mut map = Map::new_unloaded(ClusterCount(2048));
+    let (before, after) = (data(1, 512, 512, 0), data(2, 512, 512, 512));
+    map.publish(ScoSeq(1), std::slice::from_ref(&before));
+    let old = map.take_dirty(10);
+    let stale = |batch: &DirtyBatch| Page::decode(PageNo(1), &batch.pages[0].1).unwrap();
+    let (late, later, other) = (stale(&old), stale(&old), stale(&old));
+    map.persisted(old);
+    map.evict(0);
+    map.evict(0);
+    assert!(!map.is_loaded(PageNo(1)));
+    let since = map.begin_load();
+    map.publish(ScoSeq(1), &[after]);
+    let meanwhile = map.begin_load();
+    let batch = map.take_dirty(10);
+    map.persisted(batch);
+    map.evict(0);
+    map.evict(0);
+    map.install(PageNo(1), late, &since);
+    map.install_rebuilt(PageNo(1), later, &since);
+    assert!(!map.is_loaded(PageNo(1)), "a page came in that was out of date");
+    // Other pages, and who asked later, are not concerned.
+    map.install(PageNo(2), other, &since);
+    assert!(map.is_loaded(PageNo(2)));
+    map.end_load(since);
+    map.install_rebuilt(PageNo(1), Page::hole(), &meanwhile);
+    map.end_load(meanwhile);
+    assert!(map.is_loaded(PageNo(1)));
+    assert_eq!(map.dirty_pages(), 1, "what was rebuilt is to be stored");
 }
 
 #[test]
@@ -424,7 +463,7 @@ fn an_idle_volume_takes_its_root_only() {
     let mut map = Map::new_unloaded(ClusterCount(64 * TIB));
     assert!(map.memory_bytes() <= 1 << 20);
     map.set(ClusterAddr(7), ClusterCount(1), at(1, 0), Seq(1));
-    map.install(PageNo(0), Page::hole());
+    put_in(&mut map, PageNo(0), Page::hole());
     map.publish(ScoSeq(1), &[data(1, 7, 1, 0)]);
     let batch = map.take_dirty(1);
     map.persisted(batch);
@@ -443,7 +482,7 @@ fn works_inside_a_budget() {
         let change = [data(n + 1, addr, 1, (n % 16_384) as u32)];
         for page in map.missing_for(&change, 8) {
             let decoded = store.get(&page).map(|bytes| Page::decode(page, bytes).unwrap());
-            map.install(page, decoded.unwrap_or_else(Page::hole));
+            put_in(&mut map, page, decoded.unwrap_or_else(Page::hole));
         }
         map.publish(ScoSeq(1), &change);
         if map.memory_bytes() > budget {

@@ -209,6 +209,11 @@ impl Volume {
     pub fn has_open_changes(&self) -> bool {
         !self.open.entries.is_empty()
     }
+    /// No SCO position is left: nothing can be written any more.
+    #[must_use]
+    pub fn is_used_up(&self) -> bool {
+        self.open.id.seq.0 > Location::MAX_SCO
+    }
     /// Bytes of data in SCOs that are not published.
     #[must_use]
     pub fn backlog(&self) -> ByteCount {
@@ -328,14 +333,22 @@ impl Volume {
     }
 
     /// Takes back changes of an un-published SCO found in the write buffer, in log order (INV-2). Changes that are not the
-    /// next in order are refused: something between was lost.
+    /// next in order are refused: something between was lost. So are those that no earlier owner of this volume can have
+    /// made, whatever their checksum says.
     pub fn replay(&mut self, id: ScoId, changes: &[Change]) -> Result<()> {
         let expected = self.open.id.seq;
-        if self.has_open_changes() || id.seq != expected {
+        if self.has_open_changes() || id.seq != expected || self.is_used_up() {
             return Err(Fault::corrupt(format!(
                 "the write buffer holds SCO {id} where position {expected} must come next"
             )));
         }
+        if id.epoch >= self.epoch {
+            return Err(Fault::corrupt(format!(
+                "the write buffer holds SCO {id} of an epoch before which {} began",
+                self.epoch
+            )));
+        }
+        self.map.check(changes).map_err(|fault| fault.about(format!("SCO {id}")))?;
         self.open.id = id;
         for change in changes {
             self.replay_change(id, change)?;
@@ -348,13 +361,6 @@ impl Volume {
             return Err(Fault::corrupt(format!(
                 "SCO {id} in the write buffer goes from change {} to {}",
                 self.last_seq, change.seq
-            )));
-        }
-        let size = self.shape.cluster_size.clusters_covering(self.shape.size);
-        if change.addr.0.checked_add(change.count.0).is_none_or(|end| end > size.0) {
-            return Err(Fault::corrupt(format!(
-                "change {} in SCO {id} is beyond the volume",
-                change.seq
             )));
         }
         match &change.kind {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::fault::Kind;
 use crate::format::manifest::Opening;
 use crate::units::{NodeId, TlogNo};
 
@@ -16,14 +17,20 @@ fn shape() -> Shape {
         origins: Vec::new(),
         runs: Vec::new(),
         tlogs: Vec::new(),
-        openings: vec![Opening { epoch: Epoch(1), no: ManifestNo(1), node: NodeId([1; 16]) }],
+        openings: [1, 2]
+            .map(|n| Opening { epoch: Epoch(n), no: ManifestNo(n), node: NodeId([1; 16]) })
+            .to_vec(),
     }
 }
 
+/// In its second epoch.
 fn volume() -> Volume {
-    let shape = shape();
+    volume_of(shape())
+}
+
+fn volume_of(shape: Shape) -> Volume {
     let map = Map::new_empty(shape.cluster_size.clusters_covering(shape.size));
-    Volume::new(ID, shape, ManifestNo(1), map)
+    Volume::new(ID, shape, ManifestNo(2), map)
 }
 
 fn write(volume: &mut Volume, addr: u64, count: u32) -> ScoId {
@@ -99,7 +106,7 @@ fn publishing_moves_the_watermark_and_keeps_newer_writes() {
         object_bytes: 100,
     };
     let change = v.plan_published(1, tlog);
-    v.commit_manifest(ManifestNo(2), &[change]).expect("a rule-abiding change");
+    v.commit_manifest(ManifestNo(3), &[change]).expect("a rule-abiding change");
     let (seq, changes) = v.oldest_changes().expect("sealed");
     assert_eq!(seq, ScoSeq(1));
     v.commit_published(&changes).expect("sealed");
@@ -122,10 +129,53 @@ fn replay_takes_only_what_comes_next() {
     assert!(gap.message.contains("from change 0 to 2"), "{gap}");
     let mut v = volume();
     assert!(v.replay(ScoId { seq: ScoSeq(2), ..id }, &[change(1, 0, 0)]).is_err());
-    assert!(v.replay(id, &[change(1, 1 << 40, 0)]).is_err(), "beyond the volume");
     let mut v = volume();
     v.replay(id, &[change(1, 3, 0), change(2, 3, 1)]).expect("in order");
     assert_eq!(at(&mut v, 3), Mapping::At(Location { sco: ScoSeq(1), index: 1 }));
+}
+
+/// What passes every checksum and cannot be: refused with a word, before anything of it is taken.
+#[test]
+fn replay_refuses_what_no_earlier_owner_can_have_written() {
+    let refused = |id: (u64, u64), change: Change, says: &str| {
+        let mut v = volume_of(shape());
+        let id = ScoId { epoch: Epoch(id.0), seq: ScoSeq(id.1) };
+        let fault = v.replay(id, &[change]).unwrap_err();
+        assert_eq!(fault.kind, Kind::Corrupt, "{fault}");
+        assert!(fault.message.contains(says), "{fault}");
+        assert_eq!((v.last_seq(), v.backlog().0, at(&mut v, 0)), (Seq(0), 0, Mapping::Hole));
+    };
+    let data = |addr: u64, count: u64, first_index: u32| Change {
+        seq: Seq(1),
+        addr: ClusterAddr(addr),
+        count: ClusterCount(count),
+        kind: ChangeKind::Data { first_index, crcs: vec![ClusterCrc(7); count as usize] },
+    };
+    let last = (64 << 20) / 4096 - 1;
+    refused((1, 1), data(last, 2, 0), "covers 2 clusters");
+    refused((1, 1), data(u64::MAX, 1, 0), "covers 1 clusters");
+    let long = |kind, count| Change { kind, count: ClusterCount(count), ..data(5, 1, 0) };
+    refused((1, 1), long(ChangeKind::Hole, u64::MAX), "covers 18446744073709551615 clusters");
+    refused((1, 1), long(ChangeKind::Zero, 1 << 50), "covers 1125899906842624 clusters");
+    refused((1, 1), data(0, 1, 5), "misplaced");
+    refused((1, 1), data(0, 1, 65_535), "misplaced");
+    let short = ChangeKind::Data { first_index: 0, crcs: vec![ClusterCrc(7)] };
+    refused((1, 1), Change { kind: short, ..data(0, 2, 0) }, "misplaced");
+    refused((2, 1), data(0, 1, 0), "epoch before which 2 began");
+    refused((u64::MAX, 1), data(0, 1, 0), "epoch before which 2 began");
+    refused((1, 0), data(0, 1, 0), "position 1 must come next");
+    refused((1, u64::MAX), data(0, 1, 0), "position 1 must come next");
+}
+
+#[test]
+fn a_volume_without_positions_left_says_so() {
+    let used_up = Shape { last_sco: ScoSeq(Location::MAX_SCO), ..shape() };
+    let mut v = volume_of(used_up);
+    assert!(v.is_used_up());
+    let id = ScoId { epoch: Epoch(1), seq: ScoSeq(Location::MAX_SCO + 1) };
+    assert_eq!(v.replay(id, &[]).unwrap_err().kind, Kind::Corrupt);
+    let v = volume_of(Shape { last_sco: ScoSeq(Location::MAX_SCO - 1), ..shape() });
+    assert!(!v.is_used_up());
 }
 
 #[test]

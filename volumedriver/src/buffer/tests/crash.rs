@@ -100,7 +100,8 @@ async fn one_life(disk: &CrashDisk, model: &Model, context: &str) {
     let config = BufferConfig { linger: Duration::from_millis(1), ..small_config() };
     let opened = Buffer::open(CrashWorld::new(disk.clone()), config).await;
     let (buffer, replayed) = opened.unwrap_or_else(|fault| panic!("{context}: {fault}"));
-    check_replay(&buffer, replayed, model, context).await;
+    assert_eq!(replayed.lost, None, "{context}");
+    check_replay(&buffer, replayed.volumes, model, context).await;
     let logs: Vec<_> = (0..VOLUMES)
         .map(|n| {
             let (epoch, seq) = {

@@ -25,7 +25,8 @@ pub async fn open(
     config: BufferConfig,
 ) -> Result<(Buffer<DiskWorld<RealDisk>>, Vec<ReplayedVolume>)> {
     let disk = RealDisk::open(dir, engine)?;
-    Buffer::open(DiskWorld::new(disk), config).await
+    let (buffer, replayed) = Buffer::open(DiskWorld::new(disk), config).await?;
+    Ok((buffer, replayed.volumes))
 }
 
 pub fn must<T>(result: Result<T>) -> T {

@@ -7,7 +7,8 @@ use super::*;
 
 async fn open(disk: &CrashDisk) -> (Buffer<CrashWorld>, Vec<ReplayedVolume>) {
     let opened = Buffer::open(CrashWorld::new(disk.clone()), small_config()).await;
-    opened.unwrap_or_else(|fault| panic!("{fault}"))
+    let (buffer, replayed) = opened.unwrap_or_else(|fault| panic!("{fault}"));
+    (buffer, replayed.volumes)
 }
 
 async fn flush(buffer: &Buffer<CrashWorld>) {

@@ -58,6 +58,7 @@ fn refused_in_both(spoil: impl FnOnce(&mut ScoFooter), says: &str) {
 
 #[test]
 fn changes_that_make_no_sense() {
+    refused_in_both(|f| f.changes[2].seq = Seq(u64::MAX), "no volume reaches");
     refused_in_both(|f| f.changes[0].seq = Seq(0), "has no sequence");
     refused_in_both(|f| f.changes[1].seq = Seq(2), "comes after change 2");
     refused_in_both(|f| f.changes.swap(0, 1), "comes after");

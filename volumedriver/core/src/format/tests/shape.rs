@@ -69,6 +69,7 @@ fn openings() {
         "not the opening manifest",
     );
     refuses(ShapeChange::Opened(Opening { epoch: Epoch(2), ..opening }), "epoch 2 follows epoch 2");
+    refuses(ShapeChange::Opened(Opening { epoch: Epoch(u64::MAX), ..opening }), "follows epoch 2");
     let mut shape = shape();
     shape.apply(NO, &ShapeChange::Opened(opening)).unwrap();
     assert_eq!(shape.epoch(), Epoch(3));
@@ -104,6 +105,7 @@ fn publications() {
         "SCOs 70 to",
     );
     refuses(publish(tlog_ref(7), 599, vec![]), "change 599 of TLog 7 follows change 600");
+    refuses(publish(tlog_ref(7), u64::MAX, vec![]), "of TLog 7 follows change 600");
     refuses(publish(tlog_ref(7), 700, vec![origin(8, 2)]), "out of order");
     refuses(publish(tlog_ref(7), 700, vec![origin(7, 1)]), "out of order");
     refuses(publish(tlog_ref(7), 700, vec![origin(7, 2), origin(7, 2)]), "out of order");
@@ -163,7 +165,7 @@ fn a_compaction_takes_the_place_of_what_it_covers() {
 #[test]
 fn a_checkpoint_that_breaks_a_rule_is_refused() {
     type Case = (fn(&mut Shape), &'static str);
-    let spoilt: [Case; 12] = [
+    let spoilt: [Case; 14] = [
         (|s| s.name = "a/b".to_owned(), "'/'"),
         (|s| s.size = ByteCount(0), "volume size 0"),
         (|s| s.sco_size = ByteCount(1), "SCO size 1"),
@@ -173,7 +175,9 @@ fn a_checkpoint_that_breaks_a_rule_is_refused() {
         (|s| s.runs.truncate(1), "where TLog 3 is due"),
         (|s| s.runs[1].no = RunNo(4), "one number"),
         (|s| s.tlogs.truncate(1), "nothing covers TLog 6"),
-        (|s| s.last_tlog = TlogNo(u64::MAX), "nothing covers TLog 7"),
+        (|s| s.last_tlog = TlogNo(7), "nothing covers TLog 7"),
+        (|s| s.last_tlog = TlogNo(u64::MAX), "no volume reaches"),
+        (|s| s.last_seq = Seq(MAX_NUMBER + 1), "no volume reaches"),
         (|s| s.tlogs[1].first_sco = ScoSeq(54), "after SCO 54"),
         (|s| s.last_sco = ScoSeq(63), "SCO 63 is the last"),
     ];
@@ -203,6 +207,8 @@ fn a_manifest_that_contradicts_itself_is_refused() {
         of(9, 3, Body::Delta(vec![opened.clone()])),
         of(8, 2, Body::Delta(vec![opened])),
         of(9, 3, Body::Checkpoint(shape())),
+        of(u64::MAX, 1, Body::Delta(vec![])),
+        of(2, u64::MAX, Body::Delta(vec![])),
     ];
     for manifest in refused {
         assert_eq!(
