@@ -23,7 +23,7 @@ fn check(what: &str, name: &str, most: usize) -> Result<()> {
     if name.is_empty() || name.len() > most {
         let len = name.len();
         return Err(Fault::invalid(format!(
-            "the name of an {what} has {len} bytes, not 1 to {most}"
+            "the name of the {what} has {len} bytes, not 1 to {most}"
         )));
     }
     if name.chars().any(char::is_control) {
@@ -72,8 +72,12 @@ identity!(
     OsdId
 );
 identity!(
-    /// The bytes of one object: the name of their file. Never reused, unlike the object's own name.
+    /// The bytes of one object. Never reused, unlike the object's own name.
     ObjectId
+);
+identity!(
+    /// One stored fragment: the name of its file. Never reused: a fragment written anew is another one.
+    FragmentId
 );
 identity!(
     /// One life of a namespace: a namespace deleted and created again is another one.

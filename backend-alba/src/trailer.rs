@@ -1,6 +1,6 @@
-//! Trailer of an object's file: what lets any range of it be verified. Bytes to struct and back, no I/O.
+//! Trailer of a fragment's file: what lets any range of it be verified. Bytes to struct and back, no I/O.
 //!
-//! An object's file is the object's bytes from offset 0, zeroes, and the trailer, which ends with the file; the file's
+//! A fragment's file is the fragment's bytes from offset 0, zeroes, and the trailer, which ends with the file; the file's
 //! length is a multiple of [`ALIGN`]. The trailer, numbers little-endian:
 //!
 //! | size | field |
@@ -8,23 +8,35 @@
 //! | 4 each | CRC-32 (IEEE) of each block of 64 KiB, the last one of what is left |
 //! | n | name of the namespace |
 //! | m | name of the object |
-//! | 8 | magic `ALBAOBJT` |
-//! | 4 | version, 1 |
-//! | 4 | block size, 65536 |
+//! | 16 | object id |
 //! | 8 | length of the object |
 //! | 4 | CRC-32 of the whole object |
+//! | 4 | unit (see [`Layout`]) |
+//! | 4 | policy: k, m, c, x |
+//! | 1 | codec (see [`Codec`]) |
+//! | 1 | index of the fragment |
+//! | 2 | zero |
+//! | 8 | magic `ALBAOBJT` |
+//! | 4 | version, 2 |
+//! | 4 | block size, 65536 |
+//! | 8 | length of the fragment |
+//! | 4 | CRC-32 of the whole fragment |
 //! | 2, 2 | n, m |
-//! | 16 | object id |
+//! | 16 | fragment id |
 //! | 8 | created, milliseconds since 1970 |
 //! | 4 | zero |
 //! | 4 | CRC-32 of the trailer up to here |
 //!
-//! The names are there so that a lost NSM can be rebuilt from the files.
+//! Version 1 has nothing between the names and the magic: its file is the whole object, its fragment id the object id.
+//!
+//! The names and the fragment's place in the object are there so that a lost NSM can be rebuilt from the files.
 
 use bytes::{Buf, BufMut};
 
+use crate::erasure::{Codec, Layout};
 use crate::fault::{Fault, Result};
-use crate::name::ObjectId;
+use crate::name::{FragmentId, ObjectId};
+use crate::preset::Policy;
 
 /// Bytes that share one checksum.
 pub const BLOCK_BYTES: u64 = 64 * 1024;
@@ -34,40 +46,55 @@ pub const ALIGN: u64 = 4096;
 pub const FIXED_BYTES: usize = 64;
 
 const MAGIC: &[u8; 8] = b"ALBAOBJT";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+const VERSION_1: u32 = 1;
+/// The fields between the names and the magic, bytes.
+const PART_BYTES: usize = 40;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trailer {
-    pub id: ObjectId,
+    pub id: FragmentId,
     pub len: u64,
     pub crc: u32,
     pub created_ms: u64,
     pub namespace: String,
     pub name: String,
+    pub part: Part,
     /// One per block of [`BLOCK_BYTES`].
     pub block_crcs: Vec<u32>,
 }
 
-/// Blocks of an object of this length.
+/// The object a fragment belongs to, and its place in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub object: ObjectId,
+    pub layout: Layout,
+    /// CRC-32 (IEEE) of the whole object.
+    pub object_crc: u32,
+    pub index: u8,
+}
+
+/// Blocks of a fragment of this length.
 #[must_use]
 pub fn blocks_of(len: u64) -> u64 {
     len.div_ceil(BLOCK_BYTES)
 }
 
-/// Length of the file of an object of `len` bytes whose namespace and name have `names` bytes together.
+/// Length of the file of a fragment of `len` bytes whose namespace and name have `names` bytes together.
 #[must_use]
 pub fn file_bytes(len: u64, names: usize) -> u64 {
-    let own = blocks_of(len).saturating_mul(4).saturating_add((names + FIXED_BYTES) as u64);
+    let own =
+        blocks_of(len).saturating_mul(4).saturating_add((names + PART_BYTES + FIXED_BYTES) as u64);
     let end = len.saturating_add(own);
     end.checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX)
 }
 
 impl Trailer {
-    /// The zeroes after the object's bytes and the trailer itself: all that follows the object in its file.
+    /// The zeroes after the fragment's bytes and the trailer itself: all that follows them in the file.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let names = self.namespace.len() + self.name.len();
-        let own = 4 * self.block_crcs.len() + names + FIXED_BYTES;
+        let own = 4 * self.block_crcs.len() + names + PART_BYTES + FIXED_BYTES;
         let end = (self.len + own as u64).next_multiple_of(ALIGN);
         let zeroes = (end - self.len) as usize - own;
         let mut out = vec![0; zeroes];
@@ -75,6 +102,7 @@ impl Trailer {
         self.block_crcs.iter().for_each(|crc| out.put_u32_le(*crc));
         out.put_slice(self.namespace.as_bytes());
         out.put_slice(self.name.as_bytes());
+        self.part.encode(&mut out);
         out.put_slice(MAGIC);
         out.put_u32_le(VERSION);
         out.put_u32_le(BLOCK_BYTES as u32);
@@ -110,6 +138,8 @@ impl Trailer {
         if crc32fast::hash(&bytes[..bytes.len() - 4]) != fixed.own_crc {
             return Err(broken("its checksum does not match".into()));
         }
+        let (head, part) = head.split_at(head.len() - fixed.part_len());
+        let part = if part.is_empty() { fixed.whole_object() } else { Part::decode(part)? };
         let (crcs, names) = head.split_at(head.len() - fixed.namespace_len - fixed.name_len);
         let (namespace, name) = names.split_at(fixed.namespace_len);
         let text = |bytes: &[u8]| {
@@ -122,17 +152,49 @@ impl Trailer {
             created_ms: fixed.created_ms,
             namespace: text(namespace)?,
             name: text(name)?,
+            part,
             block_crcs: crcs.chunks_exact(4).map(|mut word| word.get_u32_le()).collect(),
         })
     }
 }
 
+impl Part {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.put_slice(&self.object.0);
+        out.put_u64_le(self.layout.len);
+        out.put_u32_le(self.object_crc);
+        out.put_u32_le(self.layout.unit);
+        out.put_slice(&self.layout.policy.to_bytes());
+        out.put_u8(Codec::of(self.layout.policy).number());
+        out.put_u8(self.index);
+        out.put_u16_le(0);
+    }
+
+    /// [`PART_BYTES`] of them.
+    fn decode(mut bytes: &[u8]) -> Result<Self> {
+        let mut object = [0; 16];
+        bytes.copy_to_slice(&mut object);
+        let (len, object_crc, unit) = (bytes.get_u64_le(), bytes.get_u32_le(), bytes.get_u32_le());
+        let policy = Policy::from_bytes([(); 4].map(|()| bytes.get_u8()))?;
+        let codec = Codec::from_number(bytes.get_u8())?;
+        let index = bytes.get_u8();
+        if codec != Codec::of(policy) || usize::from(index) >= policy.total() {
+            let codec = codec.number();
+            let message = format!("codec {codec}, fragment {index} of policy {policy}");
+            return Err(broken(message));
+        }
+        let layout = Layout { len, policy, unit };
+        Ok(Self { object: ObjectId(object), layout, object_crc, index })
+    }
+}
+
 struct Fixed {
+    version: u32,
     len: u64,
     crc: u32,
     namespace_len: usize,
     name_len: usize,
-    id: ObjectId,
+    id: FragmentId,
     created_ms: u64,
     own_crc: u32,
 }
@@ -144,7 +206,7 @@ impl Fixed {
         }
         bytes.advance(MAGIC.len());
         let version = bytes.get_u32_le();
-        if version != VERSION {
+        if !matches!(version, VERSION | VERSION_1) {
             return Err(broken(format!("version {version} is unknown to this release")));
         }
         let block = bytes.get_u32_le();
@@ -157,12 +219,24 @@ impl Fixed {
         bytes.copy_to_slice(&mut id);
         let (created_ms, _zero) = (bytes.get_u64_le(), bytes.get_u32_le());
         let own_crc = bytes.get_u32_le();
-        Ok(Self { len, crc, namespace_len, name_len, id: ObjectId(id), created_ms, own_crc })
+        let id = FragmentId(id);
+        Ok(Self { version, len, crc, namespace_len, name_len, id, created_ms, own_crc })
+    }
+
+    fn part_len(&self) -> usize {
+        if self.version == VERSION_1 { 0 } else { PART_BYTES }
+    }
+
+    /// What a file of version 1 is.
+    fn whole_object(&self) -> Part {
+        let layout = Layout { len: self.len, policy: Policy::SINGLE, unit: BLOCK_BYTES as u32 };
+        Part { object: ObjectId(self.id.0), layout, object_crc: self.crc, index: 0 }
     }
 
     /// No overflow: the number of blocks is below 2^48.
     fn trailer_len(&self) -> u64 {
-        4 * blocks_of(self.len) + (self.namespace_len + self.name_len + FIXED_BYTES) as u64
+        let names = self.namespace_len + self.name_len;
+        4 * blocks_of(self.len) + (names + self.part_len() + FIXED_BYTES) as u64
     }
 }
 
@@ -176,28 +250,52 @@ mod tests {
     use proptest::prelude::*;
 
     fn small() -> Trailer {
+        let layout = Layout { len: 9, policy: "2,1,3,2".parse().unwrap(), unit: 1 << 16 };
+        let part = Part { object: ObjectId([8; 16]), layout, object_crc: 0x0403_0201, index: 1 };
         Trailer {
-            id: ObjectId([7; 16]),
+            id: FragmentId([7; 16]),
             len: 5,
             crc: 0x3610_a686,
             created_ms: 0x0102,
             namespace: "ns".into(),
             name: "a/b".into(),
+            part,
             block_crcs: vec![0x3610_a686],
         }
     }
 
-    #[test]
-    fn version_1_is_as_the_table_says() {
+    /// The tables' bytes, with this between the names and the magic.
+    fn golden(version: u8, part: &[u8]) -> Vec<u8> {
         // CRC-32 of "hello" is 0x3610a686.
         let mut own = vec![0x86, 0xa6, 0x10, 0x36];
-        own.extend(b"nsa/bALBAOBJT");
-        own.extend([1, 0, 0, 0, 0, 0, 1, 0]);
+        own.extend(b"nsa/b");
+        own.extend(part);
+        own.extend(b"ALBAOBJT");
+        own.extend([version, 0, 0, 0, 0, 0, 1, 0]);
         own.extend([5, 0, 0, 0, 0, 0, 0, 0, 0x86, 0xa6, 0x10, 0x36, 2, 0, 3, 0]);
         own.extend([7; 16]);
         own.extend([2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         let crc = crc32fast::hash(&own);
         own.extend(crc.to_le_bytes());
+        own
+    }
+
+    #[test]
+    fn version_1_is_a_whole_object() {
+        let trailer = Trailer::decode(&golden(1, &[])).unwrap();
+        let layout = Layout { len: 5, policy: Policy::SINGLE, unit: 1 << 16 };
+        let part = Part { object: ObjectId([7; 16]), layout, object_crc: 0x3610_a686, index: 0 };
+        assert_eq!(trailer, Trailer { part, ..small() });
+        let fixed = &golden(1, &[])[9..];
+        assert_eq!(Trailer::len_from_end(fixed, 4096).unwrap(), 9 + FIXED_BYTES as u64);
+    }
+
+    #[test]
+    fn version_2_is_as_the_table_says() {
+        let mut part = vec![8; 16];
+        part.extend([9, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 0, 0, 1, 0, 2, 1, 3, 2, 2, 1, 0, 0]);
+        let own = golden(2, &part);
+        assert_eq!(file_bytes(5, 5), 4096);
         let bytes = small().encode();
         assert_eq!(bytes.len(), 4096 - 5);
         assert!(bytes[..bytes.len() - own.len()].iter().all(|b| *b == 0));
@@ -235,6 +333,7 @@ mod tests {
             let bytes = trailer.encode();
             let file_len = len + bytes.len() as u64;
             prop_assert_eq!(file_len % ALIGN, 0);
+            prop_assert_eq!(file_len, file_bytes(len, trailer.namespace.len() + trailer.name.len()));
             let own = Trailer::len_from_end(&bytes[bytes.len() - FIXED_BYTES..], file_len).unwrap();
             prop_assert_eq!(Trailer::decode(&bytes[bytes.len() - own as usize..]).unwrap(), trailer);
         }
@@ -243,7 +342,9 @@ mod tests {
         fn any_bytes_are_decoded_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), magic: bool) {
             if magic && bytes.len() >= FIXED_BYTES {
                 let at = bytes.len() - FIXED_BYTES;
+                let version = bytes[at + 8] % 2 + 1;
                 bytes[at..at + 16].copy_from_slice(b"ALBAOBJT\x01\0\0\0\0\0\x01\0");
+                bytes[at + 8] = version;
             }
             let _ = Trailer::decode(&bytes);
             let _ = Trailer::len_from_end(&bytes[bytes.len().saturating_sub(FIXED_BYTES)..], 1 << 20);

@@ -12,7 +12,6 @@ use tokio::sync::Notify;
 
 use super::Inner;
 use crate::fault::Result;
-use crate::name::ObjectId;
 
 /// Removals done in one step.
 const STEP: usize = 256;
@@ -43,7 +42,7 @@ async fn orphans(backend: Weak<Inner>, shortage: Arc<Notify>, grace: Duration) {
     // Either is a reason to begin.
     let _ = tokio::time::timeout(grace, shortage.notified()).await;
     for shard in 0..=u8::MAX {
-        let collected = step(&backend, move |inner| inner.collect_orphans(shard)).await;
+        let collected = step(&backend, |inner| inner.collect_orphans(shard)).await;
         match collected {
             Some(Ok(())) => {}
             Some(Err(fault)) => {
@@ -55,38 +54,37 @@ async fn orphans(backend: Weak<Inner>, shortage: Arc<Notify>, grace: Duration) {
 }
 
 /// `None` once the backend is closed.
-async fn step(
+async fn step<F: Future<Output = Result<()>>>(
     backend: &Weak<Inner>,
-    work: impl FnOnce(&Inner) -> Result<()> + Send + 'static,
+    work: impl FnOnce(Arc<Inner>) -> F,
 ) -> Option<Result<()>> {
-    let inner = backend.upgrade()?;
-    let blocking = inner.blocking.clone();
-    Some(blocking.run(move || work(&inner)).await)
+    Some(work(backend.upgrade()?).await)
 }
 
 impl Inner {
     /// Drops what deleted namespaces held, then removes the files noted for removal.
-    fn remove_noted(&self) -> Result<()> {
-        while self.nsm.drop_some()? {}
+    async fn remove_noted(self: Arc<Self>) -> Result<()> {
+        while self.run(|inner| inner.nsm.drop_some()).await? {}
         let mut after = None;
         loop {
-            let noted = self.nsm.removals(after, STEP)?;
+            let noted = self.run(move |inner| inner.nsm.removals(after, STEP)).await?;
             let Some((last, _)) = noted.last() else { return Ok(()) };
             after = Some(*last);
-            let removed = noted.iter().filter(|(id, osd)| self.remove_file(*id, *osd));
-            let ids: Vec<ObjectId> = removed.map(|(id, _)| *id).collect();
-            self.nsm.removed(&ids)?;
+            self.remove_fragments(noted).await?;
         }
     }
 
-    fn collect_orphans(&self, shard: u8) -> Result<()> {
-        for osd in &self.osds {
-            for id in osd.files_of_shard(shard)? {
-                if self.unfinished().contains(&id) || self.nsm.is_live(id)? {
+    async fn collect_orphans(self: Arc<Self>, shard: u8) -> Result<()> {
+        for member in self.osds.all() {
+            let osd = member.id();
+            for id in member.list(shard).await? {
+                if self.unfinished().contains(&id)
+                    || self.run(move |inner| inner.nsm.is_live(osd, id)).await?
+                {
                     continue;
                 }
-                tracing::info!(object = %id, osd = %osd.id, "collecting a file without a manifest");
-                osd.remove(id)?;
+                tracing::info!(fragment = %id, %osd, "collecting a file without a manifest");
+                member.remove(id).await?;
             }
         }
         Ok(())

@@ -6,29 +6,42 @@ use std::sync::Arc;
 use bytes::Bytes;
 use quick_cache::sync::Cache;
 
-use super::{Alba, Inner, check_names};
-use crate::fault::{Fault, Result};
+use super::repair::Notice;
+use super::{Alba, Inner, check_names, fetch};
+use crate::fault::{Fault, Kind, Result};
 use crate::manifest::Manifest;
-use crate::name::ObjectId;
-use crate::osd::ObjectFile;
+use crate::name::{FragmentId, ObjectId};
+use crate::osd::Fragment;
 
-/// Objects kept open, by identity.
-pub(super) struct OpenObjects(Cache<ObjectId, Arc<ObjectFile>>);
+/// A read begins again so often when the object's fragments are moved under it.
+const ATTEMPTS: usize = 4;
 
-impl OpenObjects {
+/// Fragments kept open, by identity.
+pub(super) struct OpenFragments(Cache<FragmentId, Arc<dyn Fragment>>);
+
+impl OpenFragments {
     pub(super) fn new(count: usize) -> Self {
         Self(Cache::new(count.max(1)))
     }
 
+    pub(super) fn get(&self, id: FragmentId) -> Option<Arc<dyn Fragment>> {
+        self.0.get(&id)
+    }
+
+    #[cfg(test)]
+    pub(super) fn clear(&self) {
+        self.0.clear();
+    }
+
     /// To be called after the file was removed.
-    pub(super) fn forget(&self, id: ObjectId) {
+    pub(super) fn forget(&self, id: FragmentId) {
         self.0.remove(&id);
     }
 
-    fn keep(&self, id: ObjectId, object: &Arc<ObjectFile>) {
-        self.0.insert(id, object.clone());
+    pub(super) fn keep(&self, id: FragmentId, fragment: &Arc<dyn Fragment>) {
+        self.0.insert(id, fragment.clone());
         // Removed since it was opened: `forget` may have come before.
-        if object.is_removed() {
+        if fragment.is_removed() {
             self.forget(id);
         }
     }
@@ -37,14 +50,33 @@ impl OpenObjects {
 /// An object being read.
 pub struct Reader {
     alba: Alba,
-    pub manifest: Manifest,
-    object: Arc<ObjectFile>,
-    title: Arc<str>,
+    pub manifest: Arc<Manifest>,
+    source: Source,
+}
+
+/// The names of an object.
+#[derive(Clone)]
+struct Source {
+    namespace: Arc<str>,
+    name: Arc<str>,
+}
+
+impl Source {
+    fn title(&self) -> String {
+        format!("object {:?} in namespace {:?}", self.name, self.namespace)
+    }
+}
+
+/// The first look at an object that is to be read.
+enum Look {
+    Absent,
+    Read(Bytes),
+    Found(Arc<Manifest>),
 }
 
 impl Alba {
     /// Exactly `len` bytes from `offset`, verified; `None` when there is no such object. A range past its end is `Invalid`,
-    /// a damaged one `Corrupt`.
+    /// a damaged one that cannot be rebuilt `Corrupt`.
     pub async fn get_range(
         &self,
         namespace: &str,
@@ -53,50 +85,56 @@ impl Alba {
         len: u64,
     ) -> Result<Option<Bytes>> {
         let (namespace, name) = check_names(namespace, name)?;
-        let permit = self.inner.blocking.may_get().await?;
-        self.run(move |inner| {
-            let _permit = permit;
-            let Some((manifest, object)) = inner.open_object(&namespace, &name)? else {
-                return Ok(None);
-            };
-            let title = title(&namespace, &name);
-            let range =
-                check_range(manifest.len, offset, Some(len)).map_err(|f| f.about(&title))?;
-            object.read(offset, range).map(Some).map_err(|f| f.about(&title))
-        })
-        .await
+        let source = Source { namespace: namespace.into(), name: name.into() };
+        let _permit = self.inner.blocking.may_get().await?;
+        let looked = source.clone();
+        let found = match self.run(move |inner| inner.look(&looked, offset, len)).await? {
+            Look::Absent => return Ok(None),
+            Look::Read(bytes) => return Ok(Some(bytes)),
+            Look::Found(manifest) => manifest,
+        };
+        self.inner.read(&source, found, offset, len, None).await
     }
 
     /// Opens an object for reading it piece by piece; `None` when there is none.
     pub async fn open_object(&self, namespace: &str, name: &str) -> Result<Option<Reader>> {
-        let (namespace, name) = check_names(namespace, name)?;
-        let title = title(&namespace, &name).into();
-        let opened = self.run(move |inner| inner.open_object(&namespace, &name)).await?;
-        let reader = |(manifest, object)| Reader { alba: self.clone(), manifest, object, title };
-        Ok(opened.map(reader))
+        let Some(manifest) = self.head(namespace, name).await? else { return Ok(None) };
+        let source = Source { namespace: namespace.into(), name: name.into() };
+        Ok(Some(Reader { alba: self.clone(), manifest: Arc::new(manifest), source }))
     }
 
-    /// The file of an object, which holds its bytes from offset 0 on, for reading without the backend in between: for
-    /// direct I/O where the file system takes it. The bytes are unverified. `None` when there is no such object.
+    /// A file that holds the object's bytes from offset 0 on, for reading without the backend in between: for direct I/O where
+    /// the file system takes it. The bytes are unverified. `None` when there is no such object, or none of its fragments is
+    /// the whole object in a file of this machine.
     pub async fn local_file(&self, namespace: &str, name: &str) -> Result<Option<File>> {
-        let (namespace, name) = check_names(namespace, name)?;
-        self.run(move |inner| {
-            let Some(manifest) = inner.nsm.get(&namespace, &name)? else {
-                return Ok(None);
+        let Some(manifest) = self.head(namespace, name).await? else { return Ok(None) };
+        if !manifest.policy.is_copies() {
+            return Ok(None);
+        }
+        let mut last = Ok(None);
+        for fragment in &manifest.fragments {
+            last = match self.inner.osds.get(fragment.osd) {
+                Ok(member) => member.open_raw(fragment.file).await,
+                Err(fault) => Err(fault),
             };
-            if let Some(file) = inner.osd(manifest.osd)?.open_raw(manifest.id)? {
-                return Ok(Some(file));
+            if let Ok(Some(_)) = &last {
+                return last;
             }
-            inner.missing(&namespace, &name, &manifest).map(|()| None)
-        })
-        .await
+        }
+        let is_gone = matches!(last, Ok(None)) && manifest.fragments.len() == 1;
+        if is_gone && self.head(namespace, name).await?.as_ref() == Some(&manifest) {
+            let source = Source { namespace: namespace.into(), name: name.into() };
+            let (title, len) = (source.title(), manifest.len);
+            return Err(Fault::corrupt(format!("{title}: bytes 0..{len}: its file is missing")));
+        }
+        last
     }
 }
 
 impl Reader {
     /// What remains of the object from `offset`, or `len` bytes of it: the length of the range if it is legal.
     pub fn check_range(&self, offset: u64, len: Option<u64>) -> Result<u64> {
-        check_range(self.manifest.len, offset, len).map_err(|f| f.about(&self.title))
+        check_range(self.manifest.len, offset, len).map_err(|f| f.about(self.source.title()))
     }
 
     /// A verified range that [`Reader::check_range`] found legal.
@@ -104,44 +142,63 @@ impl Reader {
         self.check_range(offset, Some(len))?;
         // For each read anew, so that a client that stalls keeps nobody else waiting.
         let _permit = self.alba.inner.blocking.may_get().await?;
-        let (object, title) = (self.object.clone(), self.title.clone());
-        self.alba.run(move |_| object.read(offset, len).map_err(|f| f.about(title))).await
+        let (manifest, id) = (self.manifest.clone(), Some(self.manifest.id));
+        let read = self.alba.inner.read(&self.source, manifest, offset, len, id).await?;
+        let gone = || Fault::not_found(format!("{} was deleted meanwhile", self.source.title()));
+        read.ok_or_else(gone)
     }
 }
 
 impl Inner {
-    fn open_object(
-        &self,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<(Manifest, Arc<ObjectFile>)>> {
-        let Some(manifest) = self.nsm.get(namespace, name)? else {
-            return Ok(None);
+    /// Reads at once what needs no other thread: an object whole in an open file of the only OSD.
+    fn look(&self, source: &Source, offset: u64, len: u64) -> Result<Look> {
+        let Some(manifest) = self.nsm.get(&source.namespace, &source.name)? else {
+            return Ok(Look::Absent);
         };
-        if let Some(object) = self.open_objects.0.get(&manifest.id) {
-            return Ok(Some((manifest, object)));
+        let is_legal = check_range(manifest.len, offset, Some(len)).is_ok();
+        if let [fragment] = &manifest.fragments[..]
+            && is_legal
+            && manifest.policy.is_copies()
+            && self.osds.all().len() == 1
+            && let Some(open) = self.open_fragments.get(fragment.file)
+            && let Some(Ok(bytes)) = open.read_here(offset, offset + len)
+        {
+            return Ok(Look::Read(bytes));
         }
-        let opened = self.osd(manifest.osd)?.open_object(manifest.id, manifest.len, manifest.crc);
-        let Some(object) = opened.map_err(|f| f.about(title(namespace, name)))? else {
-            return self.missing(namespace, name, &manifest).map(|()| None);
-        };
-        let object = Arc::new(object);
-        self.open_objects.keep(manifest.id, &object);
-        Ok(Some((manifest, object)))
+        Ok(Look::Found(Arc::new(manifest)))
     }
 
-    /// An object's file is missing: fine when the object was deleted meanwhile, else damage.
-    fn missing(&self, namespace: &str, name: &str, manifest: &Manifest) -> Result<()> {
-        if !self.nsm.is_live(manifest.id)? {
-            return Ok(());
+    /// A range of an object whose manifest was this. `None` when the object is gone; with an id, also when it is another.
+    async fn read(
+        self: &Arc<Self>,
+        source: &Source,
+        mut manifest: Arc<Manifest>,
+        offset: u64,
+        len: u64,
+        id: Option<ObjectId>,
+    ) -> Result<Option<Bytes>> {
+        for attempt in 1.. {
+            let legal = check_range(manifest.len, offset, Some(len));
+            let len = legal.map_err(|f| f.about(source.title()))?;
+            let fetched = Box::pin(fetch::range(self, &manifest, offset, len)).await;
+            self.notice(Notice::damaged(&source.namespace, &source.name, &fetched.damaged));
+            let fault = match fetched.outcome {
+                Ok(bytes) => return Ok(Some(bytes)),
+                Err(fault) => fault,
+            };
+            let looked = source.clone();
+            let now = self.run(move |inner| inner.nsm.get(&looked.namespace, &looked.name)).await?;
+            match now {
+                None => return Ok(None),
+                Some(now) if id.is_some_and(|id| id != now.id) => return Ok(None),
+                Some(now) if now == *manifest || attempt == ATTEMPTS => {
+                    return Err(fault.about(source.title()));
+                }
+                Some(now) => manifest = Arc::new(now),
+            }
         }
-        let (title, len) = (title(namespace, name), manifest.len);
-        Err(Fault::corrupt(format!("{title}: bytes 0..{len}: its file is missing")))
+        Err(Fault::new(Kind::Bug, "attempts without end"))
     }
-}
-
-fn title(namespace: &str, name: &str) -> String {
-    format!("object {name:?} in namespace {namespace:?}")
 }
 
 fn check_range(object_len: u64, offset: u64, len: Option<u64>) -> Result<u64> {

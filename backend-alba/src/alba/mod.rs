@@ -1,36 +1,48 @@
 //! The backend as one value: cheap to clone, used by the gRPC server and in-process alike.
 //!
-//! Order of a put: the bytes are durable in an OSD, then the manifest is put if absent. Order of a delete: the manifest goes
-//! and the file is noted for removal in one step, then the file goes. Whatever a crash leaves of either is finished or
+//! Order of a put: the fragments are durable on OSDs, then the manifest is put if absent. Order of a delete: the manifest goes
+//! and the files are noted for removal in one step, then the files go. Whatever a crash leaves of either is finished or
 //! collected after the next start (see `collect`).
 //!
 //! Calls run on the tokio runtime they are awaited on; files and RocksDB are touched on its blocking threads only, by at
 //! most `Config::blocking_count` at once.
 
+mod admin;
 mod blocking;
 mod collect;
+mod config;
 mod data_dir;
+mod fetch;
 mod get;
+mod lane;
+mod late;
+mod osds;
 mod put;
+mod repair;
 mod status;
 
 use std::collections::{BTreeSet, HashSet};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, watch};
+use futures_util::future::join_all;
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::fault::{Fault, Result};
 use crate::manifest::Manifest;
-use crate::name::{self, AlbaId, ObjectId, OsdId};
+use crate::name::{self, AlbaId, FragmentId, OsdId};
 use crate::nsm::{Change, Condition, Nsm, Page};
-use crate::osd::{Limits, Osd, Space};
+use crate::osd::{Purpose, Space};
+use crate::preset::{self, Preset};
 use blocking::Blocking;
 use data_dir::DataDir;
-use get::OpenObjects;
+use get::OpenFragments;
+use lane::Order;
+use osds::Osds;
+use repair::Notice;
 
+pub use admin::Presets;
+pub use config::{Config, OsdPlace};
 pub use get::Reader;
 pub use put::Upload;
 pub use status::{OsdState, OsdStatus, Status};
@@ -41,53 +53,6 @@ pub const MAX_LIST: usize = 10_000;
 pub const MAX_VALUE_BYTES: usize = 1 << 20;
 /// Most asserts and updates of one sequence together.
 pub const MAX_SEQUENCE: usize = 1000;
-
-/// How a backend is opened. [`Config::new`] gives the defaults.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Metadata and lock of the backend; created when missing.
-    pub data_dir: PathBuf,
-    /// Directories for objects, on any file systems; `data_dir`/osd when none is given.
-    pub osds: Vec<PathBuf>,
-    /// Longest object, bytes. Default 1 GiB.
-    pub max_object_bytes: u64,
-    /// Uploads at once; more wait. Default 32.
-    pub put_count: usize,
-    /// Reads at once; more wait. Default 64.
-    pub get_count: usize,
-    /// Blocking threads in use at once. Default 16.
-    pub blocking_count: usize,
-    /// Objects kept open for reading. Default 256.
-    pub open_count: usize,
-    /// Most bytes of objects' files on each OSD; default: what its file system has.
-    pub osd_capacity_bytes: Option<u64>,
-    /// Part of each OSD that puts of data leave free for metadata, percent; default 1. At least 32 MiB (on a small one an
-    /// eighth of it) and at most `reserve_bytes`, default 1 GiB.
-    pub reserve_percent: u64,
-    pub reserve_bytes: u64,
-    /// So long after the start, files that a crash left without a manifest are removed; at once when room is short. Default
-    /// 10 minutes.
-    pub orphan_grace: Duration,
-}
-
-impl Config {
-    #[must_use]
-    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            data_dir: data_dir.into(),
-            osds: Vec::new(),
-            max_object_bytes: 1 << 30,
-            put_count: 32,
-            get_count: 64,
-            blocking_count: 16,
-            open_count: 256,
-            osd_capacity_bytes: None,
-            reserve_percent: 1,
-            reserve_bytes: 1 << 30,
-            orphan_grace: Duration::from_secs(600),
-        }
-    }
-}
 
 /// An open backend. The directories are unlocked when the last clone is dropped and background work has ended.
 #[derive(Clone)]
@@ -101,15 +66,17 @@ struct Inner {
     nsm: Nsm,
     /// Of the file system the NSM is on.
     nsm_space: Arc<Space>,
-    osds: Vec<Osd>,
-    open_objects: OpenObjects,
-    /// Objects whose bytes are written but whose manifest is not put yet: no orphans.
-    unfinished: Mutex<HashSet<ObjectId>>,
+    osds: Osds,
+    open_fragments: OpenFragments,
+    /// Fragments whose bytes are written but which no manifest names yet: no orphans.
+    unfinished: Mutex<HashSet<FragmentId>>,
     blocking: Blocking,
     /// Wakes the removal of deleted objects.
     wakes: Arc<Notify>,
     /// Rung when a put did not fit.
     shortage: Arc<Notify>,
+    /// Objects that were found to need repair.
+    notices: mpsc::Sender<Notice>,
     // Near the end, so that the lock outlives the database.
     _data_dir: DataDir,
     // Last: its receivers know when all of the above is gone.
@@ -127,10 +94,19 @@ pub enum Update {
 impl Alba {
     /// Opens or creates a backend and starts its background work on the runtime this is awaited on.
     pub async fn open(config: Config) -> Result<Self> {
+        Self::open_with(config, Osds::open).await
+    }
+
+    async fn open_with(
+        config: Config,
+        osds: impl FnOnce(&Config, AlbaId, &Nsm) -> Result<Osds> + Send + 'static,
+    ) -> Result<Self> {
         let blocking = Blocking::new(&config);
-        let permits = blocking.clone();
-        let inner = Arc::new(permits.run(move || Inner::open(config, blocking)).await?);
+        let (permits, (notices, noticed)) = (blocking.clone(), mpsc::channel(repair::NOTICES));
+        let opened = permits.run(move || Inner::open(config, blocking, notices, osds)).await?;
+        let inner = Arc::new(opened);
         collect::start(&inner);
+        repair::start(&inner, noticed);
         Ok(Self { inner })
     }
 
@@ -150,11 +126,20 @@ impl Alba {
         while alive.changed().await.is_ok() {}
     }
 
-    /// `false` when the namespace was there before.
+    /// With the default preset. `false` when the namespace was there before.
     pub async fn create_namespace(&self, namespace: &str) -> Result<bool> {
+        self.create_namespace_with(namespace, None).await
+    }
+
+    /// With this preset, or the default one.
+    pub async fn create_namespace_with(
+        &self,
+        namespace: &str,
+        preset: Option<&str>,
+    ) -> Result<bool> {
         name::check_namespace(namespace)?;
-        let namespace = namespace.to_string();
-        self.run(move |inner| inner.nsm.create_namespace(&namespace)).await
+        let (namespace, preset) = (namespace.to_string(), preset.map(str::to_string));
+        self.run(move |inner| inner.nsm.create_namespace(&namespace, preset.as_deref())).await
     }
 
     /// Its objects are gone when this returns, their space comes back in the background. `false` when there is none.
@@ -195,12 +180,9 @@ impl Alba {
     /// `false` when there was no such object.
     pub async fn delete(&self, namespace: &str, name: &str) -> Result<bool> {
         let (namespace, name) = check_names(namespace, name)?;
-        self.run(move |inner| {
-            let gone = inner.nsm.delete(&namespace, &name)?;
-            inner.remove_files(gone.as_slice());
-            Ok(gone.is_some())
-        })
-        .await
+        let gone = self.run(move |inner| inner.nsm.delete(&namespace, &name)).await?;
+        Box::pin(self.inner.remove_files(gone.as_slice())).await;
+        Ok(gone.is_some())
     }
 
     /// Checks all asserts and makes all updates of one namespace, or none.
@@ -212,40 +194,35 @@ impl Alba {
     ) -> Result<()> {
         name::check_namespace(namespace)?;
         check_sequence(&asserts, &updates)?;
-        let namespace = namespace.to_string();
-        self.run(move |inner| inner.apply_sequence(&namespace, &asserts, updates)).await
+        let (inner, namespace) = (self.inner.clone(), namespace.to_string());
+        let apply = async move { inner.apply_sequence(namespace, asserts, updates).await };
+        put::to_its_end(Box::pin(apply)).await
     }
 
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Arc<Inner>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let inner = self.inner.clone();
-        self.inner.blocking.run(move || work(&inner)).await
+        self.inner.run(work).await
     }
 }
 
 impl Inner {
-    fn open(config: Config, blocking: Blocking) -> Result<Self> {
+    fn open(
+        config: Config,
+        blocking: Blocking,
+        notices: mpsc::Sender<Notice>,
+        osds: impl FnOnce(&Config, AlbaId, &Nsm) -> Result<Osds>,
+    ) -> Result<Self> {
         let data_dir = DataDir::open(&config.data_dir)?;
         let nsm = Nsm::open(&config.data_dir.join("nsm"))?;
-        let paths = match &config.osds[..] {
-            [] => vec![config.data_dir.join("osd")],
-            given => given.to_vec(),
-        };
-        let (reserve_percent, reserve_bytes) = (config.reserve_percent, config.reserve_bytes);
-        let limits =
-            Limits { reserve_percent, reserve_bytes, capacity_bytes: config.osd_capacity_bytes };
-        let nsm_limits = Limits { capacity_bytes: None, ..limits };
-        let nsm_space = Space::open(&config.data_dir, nsm_limits)
+        let nsm_space = Space::open(&config.data_dir, config.nsm_limits())
             .map_err(|e| Fault::io("no statistics of the data directory", e))?;
-        let open = |path: &PathBuf| Osd::open(path, data_dir.id, limits);
-        let osds = paths.iter().map(open).collect::<Result<Vec<Osd>>>()?;
-        for osd in &osds {
-            nsm.note_osd(osd.id, osd.path())?;
-        }
+        let osds = osds(&config, data_dir.id, &nsm)?;
+        let is_single = osds.all().len() == 1;
+        nsm.ensure_presets(if is_single { preset::SINGLE } else { preset::DEFAULT })?;
         Ok(Self {
-            open_objects: OpenObjects::new(config.open_count),
+            open_fragments: OpenFragments::new(config.open_count),
             id: data_dir.id,
             config,
             nsm,
@@ -255,62 +232,90 @@ impl Inner {
             blocking,
             wakes: Arc::default(),
             shortage: Arc::default(),
+            notices,
             _data_dir: data_dir,
             alive: watch::channel(()).0,
         })
     }
 
-    fn apply_sequence(
+    async fn run<T: Send + 'static>(
         self: &Arc<Self>,
-        namespace: &str,
-        asserts: &[(String, Condition)],
+        work: impl FnOnce(&Arc<Self>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let inner = self.clone();
+        self.blocking.run(move || work(&inner)).await
+    }
+
+    async fn apply_sequence(
+        self: &Arc<Self>,
+        namespace: String,
+        asserts: Vec<(String, Condition)>,
         updates: Vec<(String, Update)>,
     ) -> Result<()> {
-        let mut changes = Vec::new();
-        let mut written = Vec::new();
+        let preset = self.preset_of(&namespace).await?;
+        let (mut changes, mut written) = (Vec::new(), Vec::new());
         for (name, update) in updates {
             let change = match update {
                 Update::Delete => Change::Delete,
                 Update::Put(value) => {
-                    let (manifest, draft) = self.store_value(namespace, &name, value)?;
-                    written.push(draft);
+                    let len = value.len() as u64;
+                    let order = Order::new(&namespace, &name, len, Purpose::Metadata);
+                    let (manifest, lanes) = self.store(&preset, &order, &[value]).await?;
+                    written.push((order, manifest.id, lanes));
                     Change::Put(manifest)
                 }
             };
             changes.push((name, change));
         }
-        let outcome = self.nsm.apply(namespace, asserts, &changes);
-        put::settle(written, outcome.is_ok(), outcome.as_ref().err());
-        self.remove_files(&outcome?);
+        let apply = move |inner: &Arc<Self>| inner.nsm.apply(&namespace, &asserts, &changes);
+        let outcome = self.run(apply).await;
+        for (order, id, mut lanes) in written {
+            lanes.settle(outcome.is_ok(), outcome.as_ref().err());
+            match &outcome {
+                Ok(_) => late::record(self, &order, id, lanes),
+                Err(_) => lanes.discard().await,
+            }
+        }
+        self.remove_files(&outcome?).await;
         Ok(())
     }
 
-    /// The OSD an object lies on; `Unavailable` when it was not given to this process.
-    fn osd(&self, id: OsdId) -> Result<&Osd> {
-        let absent = || Fault::unavailable(format!("OSD {id} is absent; start with its directory"));
-        self.osds.iter().find(|osd| osd.id == id).ok_or_else(absent)
+    async fn preset_of(self: &Arc<Self>, namespace: &str) -> Result<Preset> {
+        let namespace = namespace.to_string();
+        self.run(move |inner| inner.nsm.preset(&inner.nsm.preset_of(&namespace)?)?.check()).await
     }
 
-    /// Removes files whose manifests are gone. What cannot be removed now is tried again after the next start.
-    fn remove_files(&self, gone: &[Manifest]) {
-        let removed = |m: &&Manifest| self.remove_file(m.id, m.osd);
-        let ids: Vec<ObjectId> = gone.iter().filter(removed).map(|m| m.id).collect();
-        if let Err(fault) = self.nsm.removed(&ids) {
+    /// Removes the files of objects whose manifests are gone. What cannot be removed now is tried again later.
+    async fn remove_files(self: &Arc<Self>, gone: &[Manifest]) {
+        let fragments = gone.iter().flat_map(|manifest| &manifest.fragments);
+        let fragments = fragments.map(|fragment| (fragment.file, fragment.osd)).collect();
+        if let Err(fault) = self.remove_fragments(fragments).await {
             tracing::warn!(%fault, "removed files stay noted for removal");
         }
     }
 
-    fn remove_file(&self, id: ObjectId, osd: OsdId) -> bool {
-        let outcome = self.osd(osd).and_then(|osd| osd.remove(id));
-        self.open_objects.forget(id);
+    /// Removes files noted for removal.
+    async fn remove_fragments(self: &Arc<Self>, noted: Vec<(FragmentId, OsdId)>) -> Result<()> {
+        let remove = |(id, osd)| async move { self.remove_file(id, osd).await.then_some(id) };
+        let removed = join_all(noted.into_iter().map(remove)).await;
+        let removed: Vec<FragmentId> = removed.into_iter().flatten().collect();
+        self.run(move |inner| inner.nsm.removed(&removed)).await
+    }
+
+    async fn remove_file(&self, id: FragmentId, osd: OsdId) -> bool {
+        let outcome = match self.osds.get(osd) {
+            Ok(member) => member.remove(id).await,
+            Err(fault) => Err(fault),
+        };
+        self.open_fragments.forget(id);
         if let Err(fault) = &outcome {
-            tracing::warn!(%fault, object = %id, "a deleted object's file stays for now");
+            tracing::warn!(%fault, fragment = %id, "a deleted object's file stays for now");
         }
         outcome.is_ok()
     }
 
     // Ids are added and removed one by one, so a panic elsewhere leaves the set right.
-    fn unfinished(&self) -> MutexGuard<'_, HashSet<ObjectId>> {
+    fn unfinished(&self) -> MutexGuard<'_, HashSet<FragmentId>> {
         self.unfinished.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

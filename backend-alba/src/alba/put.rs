@@ -1,23 +1,36 @@
-//! Putting an object: its bytes durable in an OSD first, then its manifest if the name is free.
+//! Putting an object: its fragments durable on OSDs first, then its manifest if the name is free.
+//!
+//! The fragments are written side by side, each by a lane with a short queue. A put is done once c of them are stored; the
+//! others may take a little longer, a part of the time the put took so far. What comes later still is recorded in the
+//! manifest when it comes. A lane that lags behind while enough others do not is given up: maintenance makes that fragment.
 //!
 //! A put that failed has given its room back when it answers. Only when nobody knows whether its manifest was put do its
 //! bytes stay until the next start; and no bytes are stored while the NSM takes no changes, so that does not add up.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 
-use super::{Alba, Inner, MAX_VALUE_BYTES, check_names};
+use super::lane::{Lanes, Order};
+use super::{Alba, Inner, MAX_VALUE_BYTES, check_names, late};
+use crate::erasure::{Codec, Encoder, Layout, Shares};
 use crate::fault::{Fault, Kind, Result};
 use crate::manifest::Manifest;
-use crate::name::ObjectId;
+use crate::name::{ObjectId, OsdId};
 use crate::nsm::Put;
-use crate::osd::{ObjectWriter, Osd, Purpose, Title};
+use crate::osd::Purpose;
+use crate::preset::{Preset, VerifyUpload};
+use crate::trailer::Part;
 
-/// Bytes gathered before they are written. An upload holds at most twice this and one more piece.
+/// Bytes gathered before they are written. An upload holds at most twice this and one more piece, and the fragments of it.
 const BATCH_BYTES: usize = 4 << 20;
+/// Times a put whose bytes are all here begins, leaving out the OSDs that failed before.
+const ATTEMPTS: usize = 3;
 
 impl Alba {
     /// Puts an object whose bytes are the concatenation of the pieces, if there is none of this name. Durable when it
@@ -33,16 +46,15 @@ impl Alba {
         let len = body.iter().map(|piece| piece.len() as u64).sum();
         let purpose = self.check_put(len, purpose)?;
         let permit = self.inner.blocking.may_put().await?;
-        self.run(move |inner| {
+        let Some(preset) = self.inner.target(&namespace, &name).await? else {
+            return Ok(Put::Exists);
+        };
+        let (inner, order) = (self.inner.clone(), Order::new(&namespace, &name, len, purpose));
+        to_its_end(Box::pin(async move {
             let _permit = permit;
-            if inner.is_taken(&namespace, &name)? {
-                return Ok(Put::Exists);
-            }
-            let mut draft =
-                inner.draft(Title { namespace: &namespace, name: &name, len, purpose })?;
-            draft.writer.append(&body)?;
-            inner.publish(&namespace, &name, draft, len, None)
-        })
+            let (manifest, lanes) = inner.store(&preset, &order, &body).await?;
+            inner.publish(&order, manifest, lanes).await
+        }))
         .await
     }
 
@@ -57,29 +69,19 @@ impl Alba {
         let (namespace, name) = check_names(namespace, name)?;
         let purpose = self.check_put(len, purpose)?;
         let permit = self.inner.blocking.may_put().await?;
-        let target = (namespace.clone(), name.clone());
-        let draft = self
-            .run(move |inner| {
-                let (namespace, name) = target;
-                if inner.is_taken(&namespace, &name)? {
-                    return Ok(None);
-                }
-                inner.draft(Title { namespace: &namespace, name: &name, len, purpose }).map(Some)
-            })
-            .await?;
-        let state = draft.map_or(State::Exists, |draft| State::Idle(Box::new(draft)));
+        let order = Order::new(&namespace, &name, len, purpose);
+        let state = match self.inner.target(&namespace, &name).await? {
+            None => State::Exists,
+            Some(preset) => {
+                self.inner.check_nsm(purpose).await?;
+                let none = HashSet::new();
+                let begin = Sending::begin(&self.inner, preset, &order, &none);
+                let sending = Box::pin(begin).await?;
+                State::Idle(Box::new(sending))
+            }
+        };
         let alba = self.clone();
-        Ok(Upload {
-            alba,
-            namespace,
-            name,
-            len,
-            crc,
-            state,
-            batch: Vec::new(),
-            batch_len: 0,
-            _permit: permit,
-        })
+        Ok(Upload { alba, order, crc, state, batch: Vec::new(), batch_len: 0, _permit: permit })
     }
 
     /// The purpose that counts: what is large is data, whatever it is said to be.
@@ -97,9 +99,7 @@ impl Alba {
 /// A put under way. Dropped before [`Upload::finish`], it leaves nothing.
 pub struct Upload {
     alba: Alba,
-    namespace: String,
-    name: String,
-    len: u64,
+    order: Order,
     crc: Option<u32>,
     state: State,
     batch: Vec<Bytes>,
@@ -110,8 +110,8 @@ pub struct Upload {
 enum State {
     /// The name was taken from the start: what arrives is passed over.
     Exists,
-    Idle(Box<Draft>),
-    Writing(JoinHandle<Result<Draft>>),
+    Idle(Box<Sending>),
+    Writing(JoinHandle<Result<Sending>>),
     Failed,
 }
 
@@ -140,34 +140,37 @@ impl Upload {
         if self.exists() {
             return Ok(Put::Exists);
         }
-        let mut draft = self.settled().await?;
+        let mut sending = self.settled().await?;
         let batch = std::mem::take(&mut self.batch);
-        let (namespace, name) =
-            (std::mem::take(&mut self.namespace), std::mem::take(&mut self.name));
-        let (len, crc) = (self.len, self.crc);
-        let publish = move |inner: &Arc<Inner>| {
-            draft.writer.append(&batch)?;
-            inner.publish(&namespace, &name, draft, len, crc)
-        };
-        self.alba.run(publish).await
+        let (inner, order, crc) = (self.alba.inner.clone(), self.order.clone(), self.crc);
+        to_its_end(Box::pin(async move {
+            let sent = sending.append(&batch).await;
+            let manifest = sending.finish(sent, crc).await?;
+            inner.publish(&order, manifest, sending.lanes).await
+        }))
+        .await
     }
 
     async fn write_batch(&mut self) -> Result<()> {
-        let mut draft = self.settled().await?;
+        let mut sending = self.settled().await?;
         let batch = std::mem::take(&mut self.batch);
         self.batch_len = 0;
-        let blocking = self.alba.inner.blocking.clone();
         self.state = State::Writing(tokio::spawn(async move {
-            let append = move || draft.writer.append(&batch).map(|()| draft);
-            blocking.run(append).await
+            match sending.append(&batch).await {
+                Ok(()) => Ok(sending),
+                Err(fault) => {
+                    sending.lanes.discard().await;
+                    Err(fault)
+                }
+            }
         }));
         Ok(())
     }
 
-    /// The draft once its last write has ended.
-    async fn settled(&mut self) -> Result<Draft> {
+    /// What is sending, once its last write has ended.
+    async fn settled(&mut self) -> Result<Sending> {
         match std::mem::replace(&mut self.state, State::Failed) {
-            State::Idle(draft) => Ok(*draft),
+            State::Idle(sending) => Ok(*sending),
             State::Writing(task) => task.await.map_err(|e| Fault {
                 source: Some(Box::new(e)),
                 ..Fault::bug("a write did not end")
@@ -177,137 +180,229 @@ impl Upload {
     }
 }
 
-/// A file being written, known to the collector as no orphan.
-pub(super) struct Draft {
-    writer: ObjectWriter,
-    osd: crate::name::OsdId,
-    // Given up after the file is removed, or has a manifest.
-    claim: Claim,
-}
-
-/// Keeps the collector away from a file.
-struct Claim {
-    id: ObjectId,
+/// An object being cut into fragments that are being written.
+struct Sending {
     inner: Arc<Inner>,
-    /// Until the next start.
-    forever: bool,
+    preset: Preset,
+    layout: Layout,
+    object: ObjectId,
+    encoder: Encoder,
+    /// Of the object so far; fragments that are copies know it themselves.
+    sum: Option<crc32fast::Hasher>,
+    lanes: Lanes,
+    begun: Instant,
+    created_ms: u64,
 }
 
-impl Claim {
-    /// To be taken before the file exists.
-    fn new(inner: &Arc<Inner>) -> Self {
-        let id = ObjectId::random();
-        inner.unfinished().insert(id);
-        Self { id, inner: inner.clone(), forever: false }
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if !self.forever {
-            self.inner.unfinished().remove(&self.id);
+impl Sending {
+    async fn begin(
+        inner: &Arc<Inner>,
+        preset: Preset,
+        order: &Order,
+        without: &HashSet<OsdId>,
+    ) -> Result<Self> {
+        let object = ObjectId::random();
+        let mut without = without.clone();
+        let mut full = None;
+        loop {
+            let choice = inner.osds.choose(&preset, order.len, order.purpose, &without).await;
+            // That there is no room says more than that others are missing.
+            let choice = choice.map_err(|fault| full.take().unwrap_or(fault));
+            let choice = choice.inspect_err(|fault| inner.note_shortage(fault))?;
+            let layout = Layout { len: order.len, policy: choice.policy, unit: preset.unit };
+            let part = Part { object, layout, object_crc: 0, index: 0 };
+            let places: Vec<(usize, OsdId)> = choice.osds.iter().copied().enumerate().collect();
+            let least = choice.policy.least();
+            let mut lanes = Lanes::open(inner, order, part, (&places, least)).await;
+            if lanes.count() >= least {
+                let sum = (!choice.policy.is_copies()).then(crc32fast::Hasher::new);
+                let (inner, encoder) = (inner.clone(), Encoder::new(layout));
+                let (begun, created_ms) = (Instant::now(), order.created_ms);
+                return Ok(Self {
+                    inner,
+                    preset,
+                    layout,
+                    object,
+                    encoder,
+                    sum,
+                    lanes,
+                    begun,
+                    created_ms,
+                });
+            }
+            lanes.discard().await;
+            without.extend(lanes.failed());
+            let fault = lanes.first_fault();
+            if without.len() >= inner.osds.all().len() || fault.kind == Kind::NoSpace {
+                full = Some(fault);
+            }
         }
     }
-}
 
-/// What becomes of written files once their manifests were put, or not. When it is not known whether the NSM took them,
-/// they stay: the collector knows after the next start.
-pub(super) fn settle(drafts: Vec<Draft>, put: bool, fault: Option<&Fault>) {
-    let unknown = fault.is_some_and(|fault| fault.kind == Kind::Unavailable);
-    drafts.into_iter().for_each(|draft| draft.settle(put, unknown));
-}
-
-impl Draft {
-    fn settle(mut self, put: bool, unknown: bool) {
-        if put || unknown {
-            self.writer.keep();
+    /// The next bytes, cut and handed to the lanes.
+    async fn append(&mut self, pieces: &[Bytes]) -> Result<()> {
+        if let Some(sum) = &mut self.sum {
+            pieces.iter().for_each(|piece| sum.update(piece));
         }
-        self.claim.forever = unknown;
+        let shares = if self.layout.policy.is_copies() {
+            self.encoder.push(pieces)?
+        } else {
+            self.encode(pieces.to_vec()).await?
+        };
+        self.lanes.append(shares, self.layout.policy.least()).await
     }
 
-    fn finish(mut self, len: u64) -> Result<(Manifest, Self)> {
-        let crc = self.writer.finish()?;
-        let (id, created_ms) = (self.writer.id(), self.writer.created_ms());
-        Ok((Manifest { osd: self.osd, id, len, crc, created_ms }, self))
+    /// Away from the threads that answer.
+    async fn encode(&mut self, pieces: Vec<Bytes>) -> Result<Shares> {
+        let mut encoder = std::mem::replace(&mut self.encoder, Encoder::new(self.layout));
+        let work = move || encoder.push(&pieces).map(|shares| (encoder, shares));
+        let (encoder, shares) = self.inner.blocking.run(work).await?;
+        self.encoder = encoder;
+        Ok(shares)
+    }
+
+    /// Waits until enough is stored. On failure nothing of it is left.
+    async fn finish(&mut self, sent: Result<()>, crc: Option<u32>) -> Result<Manifest> {
+        let outcome = match sent {
+            Ok(()) => self.store(crc).await,
+            Err(fault) => Err(fault),
+        };
+        match outcome {
+            Ok(crc) => {
+                let Layout { len, policy, unit } = self.layout;
+                let created_ms = self.created_ms;
+                let (id, codec, fragments) = (self.object, Codec::of(policy), self.lanes.stored());
+                Ok(Manifest { id, len, crc, created_ms, policy, codec, unit, fragments })
+            }
+            Err(fault) => {
+                self.inner.note_shortage(&fault);
+                self.lanes.discard().await;
+                Err(fault)
+            }
+        }
+    }
+
+    async fn store(&mut self, announced: Option<u32>) -> Result<u32> {
+        self.encoder.check_complete()?;
+        let known = self.sum.take().map(crc32fast::Hasher::finalize);
+        let spent = self.begun.elapsed();
+        self.lanes.finish(known, self.layout.policy.least(), spent).await?;
+        let stored = self.lanes.stored();
+        let of_copies = stored.first().map(|fragment| fragment.crc);
+        let crc = known.or(of_copies).ok_or_else(|| Fault::bug("a put stored nothing"))?;
+        if let Some(announced) = announced
+            && crc != announced
+        {
+            return Err(Fault::invalid(format!(
+                "the bytes received have checksum {crc:08x}, {announced:08x} was announced"
+            )));
+        }
+        if self.preset.verify == VerifyUpload::ReadBack {
+            for fragment in &stored {
+                self.inner.verify(self.layout, fragment).await?;
+            }
+        }
+        Ok(crc)
     }
 }
 
 impl Inner {
-    fn is_taken(&self, namespace: &str, name: &str) -> Result<bool> {
-        if self.nsm.get(namespace, name)?.is_some() {
-            return Ok(true);
-        }
-        if !self.nsm.has_namespace(namespace)? {
-            return Err(Fault::not_found(format!("there is no namespace {namespace:?}")));
-        }
-        Ok(false)
+    /// How to store a new object; `None` when there is one of this name.
+    async fn target(self: &Arc<Self>, namespace: &str, name: &str) -> Result<Option<Preset>> {
+        let (namespace, name) = (namespace.to_string(), name.to_string());
+        self.run(move |inner| inner.nsm.target(&namespace, &name)).await
     }
 
-    fn draft(self: &Arc<Self>, title: Title<'_>) -> Result<Draft> {
-        self.check_nsm(title.purpose)?;
-        let osd = self.emptiest()?;
-        let claim = Claim::new(self);
-        let created = osd.create(claim.id, title);
-        let writer = created.inspect_err(|fault| {
-            if fault.kind == Kind::NoSpace {
-                self.shortage.notify_one();
+    /// Rings for the collector when room is short.
+    pub(super) fn note_shortage(&self, fault: &Fault) {
+        if fault.kind == Kind::NoSpace {
+            self.shortage.notify_one();
+        }
+    }
+
+    /// Stores an object whose bytes are all here, ready for its manifest. A failed OSD is left out of the next attempt.
+    pub(super) async fn store(
+        self: &Arc<Self>,
+        preset: &Preset,
+        order: &Order,
+        body: &[Bytes],
+    ) -> Result<(Manifest, Lanes)> {
+        self.check_nsm(order.purpose).await?;
+        let mut without = HashSet::new();
+        for attempt in 1.. {
+            let mut sending = Sending::begin(self, preset.clone(), order, &without).await?;
+            let sent = send_all(&mut sending, body).await;
+            let fault = match sending.finish(sent, None).await {
+                Ok(manifest) => return Ok((manifest, sending.lanes)),
+                Err(fault) => fault,
+            };
+            let failed = sending.lanes.failed();
+            let may_pass = matches!(fault.kind, Kind::Unavailable | Kind::NoSpace);
+            if attempt >= ATTEMPTS || failed.is_empty() || !may_pass {
+                return Err(fault);
             }
-        })?;
-        Ok(Draft { writer, osd: osd.id, claim })
+            without.extend(failed);
+        }
+        Err(Fault::bug("attempts without end"))
     }
 
     /// Whether the NSM will take the manifest: it works, and its file system has room beside the objects.
-    fn check_nsm(&self, purpose: Purpose) -> Result<()> {
-        self.nsm.check_takes_changes()?;
-        if self.nsm_space.room()?.free_for(purpose) == 0 {
-            let dir = self.config.data_dir.display();
-            self.shortage.notify_one();
-            return Err(Fault::new(
-                Kind::NoSpace,
-                format!("metadata {dir}: no room but the reserve"),
-            ));
-        }
-        Ok(())
+    async fn check_nsm(self: &Arc<Self>, purpose: Purpose) -> Result<()> {
+        self.run(move |inner| {
+            inner.nsm.check_takes_changes()?;
+            if inner.nsm_space.room()?.free_for(purpose) == 0 {
+                let dir = inner.config.data_dir.display();
+                let message = format!("metadata {dir}: no room but the reserve");
+                return Err(Fault::new(Kind::NoSpace, message));
+            }
+            Ok(())
+        })
+        .await
+        .inspect_err(|fault| self.note_shortage(fault))
     }
 
-    /// The OSD with most free space; one that keeps failing only when all do.
-    fn emptiest(&self) -> Result<&Osd> {
-        let rank = |osd: &&Osd| (!osd.is_failing(), osd.room().map_or(0, |room| room.free_bytes));
-        self.osds.iter().max_by_key(rank).ok_or_else(|| Fault::bug("a backend without an OSD"))
-    }
-
-    fn publish(
-        &self,
-        namespace: &str,
-        name: &str,
-        draft: Draft,
-        len: u64,
-        crc: Option<u32>,
+    /// The linearization point. What was stored stays or goes with its outcome; what is still being stored is recorded when
+    /// it is done.
+    async fn publish(
+        self: &Arc<Self>,
+        order: &Order,
+        manifest: Manifest,
+        mut lanes: Lanes,
     ) -> Result<Put> {
-        let (manifest, draft) = draft.finish(len)?;
-        if let Some(announced) = crc
-            && manifest.crc != announced
-        {
-            let found = manifest.crc;
-            return Err(Fault::invalid(format!(
-                "object {name:?}: the bytes received have checksum {found:08x}, {announced:08x} was announced"
-            )));
+        let (target, id) = (order.clone(), manifest.id);
+        let put = move |inner: &Arc<Self>| {
+            inner.nsm.put_if_absent(&target.namespace, &target.name, &manifest)
+        };
+        let outcome = self.run(put).await;
+        lanes.settle(matches!(outcome, Ok(Put::Created)), outcome.as_ref().err());
+        if matches!(outcome, Ok(Put::Created)) {
+            late::record(self, order, id, lanes);
+        } else {
+            lanes.discard().await;
         }
-        let outcome = self.nsm.put_if_absent(namespace, name, &manifest);
-        settle(vec![draft], matches!(outcome, Ok(Put::Created)), outcome.as_ref().err());
         outcome
     }
+}
 
-    /// Writes a small value, ready for its manifest.
-    pub(super) fn store_value(
-        self: &Arc<Self>,
-        namespace: &str,
-        name: &str,
-        value: Bytes,
-    ) -> Result<(Manifest, Draft)> {
-        let len = value.len() as u64;
-        let mut draft = self.draft(Title { namespace, name, len, purpose: Purpose::Metadata })?;
-        draft.writer.append(&[value])?;
-        draft.finish(len)
+/// In a task of its own: once a manifest may be there, nobody must stop half-way because a caller no longer waits.
+/// Boxed, so that those who wait for it have small futures.
+pub(super) async fn to_its_end<T: Send + 'static>(
+    work: BoxFuture<'static, Result<T>>,
+) -> Result<T> {
+    let ended = |e| Fault { source: Some(Box::new(e)), ..Fault::bug("a put did not end") };
+    tokio::spawn(work).await.map_err(ended)?
+}
+
+/// By batches, so that no more than a few of them are in memory as fragments.
+async fn send_all(sending: &mut Sending, body: &[Bytes]) -> Result<()> {
+    if sending.layout.policy.is_copies() {
+        return sending.append(body).await;
     }
+    for piece in body {
+        for at in (0..piece.len()).step_by(BATCH_BYTES) {
+            let part = piece.slice(at..(at + BATCH_BYTES).min(piece.len()));
+            sending.append(&[part]).await?;
+        }
+    }
+    Ok(())
 }

@@ -1,11 +1,16 @@
 //! What the backend holds and how its OSDs are.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use futures_util::future::join_all;
+
+use super::osds::Member;
 use super::{Alba, Inner};
 use crate::fault::Result;
 use crate::name::{AlbaId, OsdId};
-use crate::osd::{Osd, Room};
+use crate::nsm::{OsdRecord, OsdRole};
+use crate::osd::Room;
 
 #[derive(Clone, Debug)]
 pub struct Status {
@@ -21,6 +26,10 @@ pub struct Status {
 pub struct OsdStatus {
     pub id: OsdId,
     pub path: PathBuf,
+    /// The failure domain it belongs to.
+    pub node: String,
+    pub labels: Vec<String>,
+    pub role: OsdRole,
     pub state: OsdState,
     pub capacity_bytes: u64,
     pub used_bytes: u64,
@@ -52,17 +61,18 @@ impl Status {
 
 impl Alba {
     pub async fn status(&self) -> Result<Status> {
-        self.run(|inner| inner.status()).await
+        Box::pin(self.inner.status()).await
     }
 }
 
 impl Inner {
-    fn status(&self) -> Result<Status> {
-        let totals = self.nsm.totals()?;
-        let mut osds: Vec<OsdStatus> = self.osds.iter().map(of_osd).collect();
-        for (id, path) in self.nsm.osds()? {
-            if self.osds.iter().all(|osd| osd.id != id) {
-                osds.push(absent(id, path));
+    async fn status(self: &Arc<Self>) -> Result<Status> {
+        let known = self.run(|inner| Ok((inner.nsm.totals()?, inner.nsm.osds()?))).await?;
+        let (totals, known) = known;
+        let mut osds = join_all(self.osds.all().iter().map(|member| of_osd(member))).await;
+        for (id, record) in known {
+            if self.osds.get(id).is_err() {
+                osds.push(absent(id, record));
             }
         }
         let (namespaces, objects) = (totals.namespaces, totals.objects);
@@ -70,10 +80,11 @@ impl Inner {
     }
 }
 
-fn of_osd(osd: &Osd) -> OsdStatus {
-    let (state, room, reason) = match osd.room() {
+async fn of_osd(member: &Member) -> OsdStatus {
+    let health = member.health();
+    let (state, room, reason) = match member.room().await {
         Err(fault) => (OsdState::Failing, Room::default(), fault.to_string()),
-        Ok(room) if osd.is_failing() => {
+        Ok(room) if health.is_failing() => {
             (OsdState::Failing, room, "its last operations failed".into())
         }
         Ok(room) if room.free_bytes == 0 => {
@@ -82,11 +93,23 @@ fn of_osd(osd: &Osd) -> OsdStatus {
         Ok(room) => (OsdState::Ready, room, String::new()),
     };
     let (capacity_bytes, used_bytes) = (room.capacity_bytes, room.used_bytes);
-    OsdStatus { id: osd.id, path: osd.path().into(), state, capacity_bytes, used_bytes, reason }
+    OsdStatus {
+        id: member.id(),
+        path: member.place().into(),
+        node: member.node.clone(),
+        labels: member.labels.clone(),
+        role: member.role(),
+        state,
+        capacity_bytes,
+        used_bytes,
+        reason,
+    }
 }
 
-fn absent(id: OsdId, path: String) -> OsdStatus {
-    let reason = "its directory was not given at start".into();
-    let path = PathBuf::from(path);
-    OsdStatus { id, path, state: OsdState::Absent, capacity_bytes: 0, used_bytes: 0, reason }
+fn absent(id: OsdId, record: OsdRecord) -> OsdStatus {
+    let OsdRecord { path, node, labels, role } = record;
+    let (state, reason) = (OsdState::Absent, "its directory was not given at start".into());
+    let (capacity_bytes, used_bytes) = (0, 0);
+    let path = path.into();
+    OsdStatus { id, path, node, labels, role, state, capacity_bytes, used_bytes, reason }
 }

@@ -72,16 +72,37 @@ pub(super) async fn status(server: &ServerOptions) -> Result<(), String> {
         row("namespaces", status.namespaces.to_string()),
         row("objects", format!("{} of {} bytes", status.objects, status.object_bytes)),
     ]);
-    let mut rows =
-        vec![["OSD", "STATE", "CAPACITY", "USED", "PATH", "REASON"].map(String::from).to_vec()];
-    rows.extend(status.osds.iter().map(|osd| {
-        let state = state_name(osd.state()).to_string();
-        let (capacity, used) = (osd.capacity_bytes.to_string(), osd.used_bytes.to_string());
-        vec![osd.osd_id.clone(), state, capacity, used, osd.path.clone(), osd.reason.clone()]
-    }));
+    let mut rows = vec![OSD_COLUMNS.map(String::from).to_vec()];
+    rows.extend(status.osds.iter().map(osd_row));
     text.push('\n');
     text.push_str(&table(&rows));
     print(&text)
+}
+
+const OSD_COLUMNS: [&str; 9] =
+    ["OSD", "NODE", "LABELS", "ROLE", "STATE", "CAPACITY", "USED", "PATH", "REASON"];
+
+fn osd_row(osd: &wire::Osd) -> Vec<String> {
+    vec![
+        osd.osd_id.clone(),
+        osd.node.clone(),
+        osd.labels.join(","),
+        role_name(osd.role()).to_string(),
+        state_name(osd.state()).to_string(),
+        osd.capacity_bytes.to_string(),
+        osd.used_bytes.to_string(),
+        osd.path.clone(),
+        osd.reason.clone(),
+    ]
+}
+
+fn role_name(role: wire::OsdRole) -> &'static str {
+    match role {
+        wire::OsdRole::Active => "active",
+        wire::OsdRole::Disabled => "disabled",
+        wire::OsdRole::Decommissioning => "decommissioning",
+        wire::OsdRole::Unspecified => "unknown",
+    }
 }
 
 fn state_name(state: wire::OsdState) -> &'static str {
@@ -99,6 +120,7 @@ fn status_json(status: &wire::StatusResponse) -> Value {
         json!({
             "osd_id": osd.osd_id, "path": osd.path, "state": state_name(osd.state()), "reason": osd.reason,
             "capacity_bytes": osd.capacity_bytes, "used_bytes": osd.used_bytes,
+            "node": osd.node, "labels": osd.labels, "role": role_name(osd.role()),
         })
     };
     json!({

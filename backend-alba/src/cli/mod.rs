@@ -5,6 +5,7 @@ mod serve;
 
 use std::path::PathBuf;
 
+use backend_alba::OsdPlace;
 use backend_alba::server::Address;
 use clap::{Args, Parser, Subcommand};
 
@@ -38,9 +39,10 @@ struct ServeOptions {
     /// Metadata and lock of the backend; created when missing.
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// A directory for objects; may be repeated. Without any, `osd` in the data directory.
-    #[arg(long = "osd", value_name = "DIR")]
-    osds: Vec<PathBuf>,
+    /// A directory for objects; may be repeated. Without any, `osd` in the data directory. Nodes are failure domains;
+    /// directories without one share one.
+    #[arg(long = "osd", value_name = "DIR[,node=NAME][,label=NAME]...")]
+    osds: Vec<OsdPlace>,
     /// Most bytes of objects on each OSD; default: all of its file system but a small reserve.
     #[arg(long, value_name = "BYTES")]
     osd_capacity: Option<u64>,

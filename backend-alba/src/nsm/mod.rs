@@ -2,19 +2,24 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `n` name | namespace: its id |
+//! | `v` | version of this table, 2 (text) |
+//! | `n` name | namespace: its id, the name of its preset |
 //! | `m` namespace id, name | manifest of an object |
-//! | `o` object id | namespace id, name: the object is live |
-//! | `r` object id | OSD: the object's file is to be removed |
+//! | `f` OSD, fragment id | namespace id, name: the fragment's file is live |
+//! | `r` fragment id | OSD: the fragment's file is to be removed |
 //! | `x` namespace id | the namespace is deleted, its objects are to be dropped |
 //! | `c` namespace id | number and bytes of its objects (merged) |
-//! | `s` OSD | path it was last seen at |
+//! | `s` OSD | what is known of it (JSON) |
+//! | `p` name | preset (JSON) |
+//! | `d` | name of the preset of new namespaces |
 //! | `t` | nothing: written to learn whether the NSM takes changes again |
 //!
 //! A change of one name holds a claim on it while it looks and writes, so changes of other names go on and share one sync
 //! of the write-ahead log. Namespaces come and go under the exclusive lock. All calls block.
 
 mod claims;
+mod records;
+mod upgrade;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,9 +31,13 @@ use rocksdb::{
 };
 
 use crate::fault::{Fault, Kind, Result};
-use crate::manifest::Manifest;
-use crate::name::{NamespaceId, ObjectId, OsdId};
+use crate::manifest::{Fragment, Manifest};
+use crate::name::{FragmentId, NamespaceId, ObjectId, OsdId};
+use crate::preset::{self, Preset};
 use claims::Claims;
+
+pub use records::{OsdRecord, OsdRole};
+pub use upgrade::LOCAL_NODE;
 
 /// Names read in one step of dropping a namespace.
 const DROP_STEP: usize = 512;
@@ -91,7 +100,9 @@ impl Nsm {
         options.set_merge_operator_associative("alba.totals", merge_totals);
         let db = DB::open(&options, path).map_err(|e| store_fault("cannot open the NSM", e))?;
         let is_failing = AtomicBool::new(false);
-        Ok(Self { db, shape: RwLock::new(()), claims: Claims::default(), is_failing })
+        let nsm = Self { db, shape: RwLock::new(()), claims: Claims::default(), is_failing };
+        nsm.upgrade()?;
+        Ok(nsm)
     }
 
     /// Fails while changes fail, as they do on a full disk. To be asked before bytes are stored: a put whose change fails
@@ -105,14 +116,20 @@ impl Nsm {
         self.write(batch)
     }
 
-    /// `false` when the namespace was there before.
-    pub fn create_namespace(&self, namespace: &str) -> Result<bool> {
+    /// With the default preset when none is named. `false` when the namespace was there before.
+    pub fn create_namespace(&self, namespace: &str, preset: Option<&str>) -> Result<bool> {
         let _shape = self.exclusive();
         if self.read(&namespace_key(namespace))?.is_some() {
             return Ok(false);
         }
+        let preset = match preset {
+            Some(name) => name.to_string(),
+            None => self.default_preset()?,
+        };
+        self.preset(&preset)?;
         let mut batch = WriteBatch::default();
-        batch.put(namespace_key(namespace), NamespaceId::random().0);
+        let value = [&NamespaceId::random().0, preset.as_bytes()].concat();
+        batch.put(namespace_key(namespace), value);
         self.write(batch)?;
         Ok(true)
     }
@@ -120,10 +137,9 @@ impl Nsm {
     /// Makes the namespace and its objects unreachable at once; `false` when there is none.
     pub fn delete_namespace(&self, namespace: &str) -> Result<bool> {
         let _shape = self.exclusive();
-        let Some(id) = self.read(&namespace_key(namespace))? else {
+        let Some(id) = self.namespace(namespace)? else {
             return Ok(false);
         };
-        let id = as_id(&id)?;
         let mut batch = WriteBatch::default();
         batch.delete(namespace_key(namespace));
         batch.delete(key(b'c', &id));
@@ -144,8 +160,60 @@ impl Nsm {
         self.manifest(id, name)
     }
 
-    pub fn has_namespace(&self, namespace: &str) -> Result<bool> {
-        Ok(self.namespace(namespace)?.is_some())
+    /// How a new object of this name is to be stored; `None` when there is one.
+    pub fn target(&self, namespace: &str, name: &str) -> Result<Option<Preset>> {
+        let (id, preset) = self.namespace_and_preset(namespace)?;
+        if self.manifest(id, name)?.is_some() {
+            return Ok(None);
+        }
+        self.preset(&preset)?.check().map(Some)
+    }
+
+    /// An object, and how it would be stored now. `None` when there is none.
+    pub fn object(&self, namespace: &str, name: &str) -> Result<Option<(Manifest, Preset)>> {
+        let Some(value) = self.read(&namespace_key(namespace))? else { return Ok(None) };
+        let (id, preset) = split_namespace(&value)?;
+        let Some(manifest) = self.manifest(id, name)? else { return Ok(None) };
+        Ok(Some((manifest, self.preset(&preset)?.check()?)))
+    }
+
+    /// Where an object's fragments lie is changed, if it still is this one and lies where it was believed to: each pair is
+    /// a fragment that goes and one that comes. `false` when that does not hold; then nothing is changed.
+    pub fn move_fragments(
+        &self,
+        namespace: &str,
+        name: &str,
+        object: ObjectId,
+        moves: &[(Option<Fragment>, Option<Fragment>)],
+    ) -> Result<bool> {
+        let _shape = self.shared();
+        let Some(id) = self.namespace(namespace)? else { return Ok(false) };
+        let _claim = self.claims.claim(id, [name].into());
+        let Some(mut manifest) = self.manifest(id, name)?.filter(|m| m.id == object) else {
+            return Ok(false);
+        };
+        let mut batch = WriteBatch::default();
+        for (old, new) in moves {
+            if let Some(old) = old {
+                let before = manifest.fragments.len();
+                manifest.fragments.retain(|fragment| fragment != old);
+                if manifest.fragments.len() == before {
+                    return Ok(false);
+                }
+                drop_fragment(&mut batch, old);
+            }
+            if let Some(new) = new {
+                if manifest.fragment(new.index.into()).is_some() {
+                    return Ok(false);
+                }
+                add_fragment(&mut batch, id, name, new);
+                manifest.fragments.push(*new);
+            }
+        }
+        manifest.fragments.sort_by_key(|fragment| fragment.index);
+        batch.put(object_key(id, name), manifest.encode());
+        self.write(batch)?;
+        Ok(true)
     }
 
     /// The linearization point of a put.
@@ -215,17 +283,17 @@ impl Nsm {
         }
     }
 
-    /// Some manifest names this object id.
-    pub fn is_live(&self, id: ObjectId) -> Result<bool> {
-        Ok(self.read(&key(b'o', &id.0))?.is_some())
+    /// Some manifest names this fragment.
+    pub fn is_live(&self, osd: OsdId, file: FragmentId) -> Result<bool> {
+        Ok(self.read(&fragment_key(osd, file))?.is_some())
     }
 
-    /// Up to `limit` files noted for removal, of objects after this one.
+    /// Up to `limit` files noted for removal, of fragments after this one.
     pub fn removals(
         &self,
-        after: Option<ObjectId>,
+        after: Option<FragmentId>,
         limit: usize,
-    ) -> Result<Vec<(ObjectId, OsdId)>> {
+    ) -> Result<Vec<(FragmentId, OsdId)>> {
         let mut from = key(b'r', &after.map_or([0; 16], |id| id.0));
         if after.is_some() {
             from.push(0);
@@ -234,13 +302,13 @@ impl Nsm {
         for entry in self.from(&from).take(limit) {
             let (key, value) = entry.map_err(|e| store_fault("cannot read the NSM", e))?;
             let Some(id) = key.strip_prefix(b"r") else { break };
-            found.push((ObjectId(as_id(id)?), OsdId(as_id(&value)?)));
+            found.push((FragmentId(as_id(id)?), OsdId(as_id(&value)?)));
         }
         Ok(found)
     }
 
     /// These files are gone. Not durable at once: removing a file twice does no harm.
-    pub fn removed(&self, ids: &[ObjectId]) -> Result<()> {
+    pub fn removed(&self, ids: &[FragmentId]) -> Result<()> {
         let mut batch = WriteBatch::default();
         ids.iter().for_each(|id| batch.delete(key(b'r', &id.0)));
         self.db.write(batch).map_err(|e| store_fault("cannot write the NSM", e))
@@ -265,8 +333,7 @@ impl Nsm {
             }
             let manifest = Manifest::decode(&value)?;
             batch.delete(&key_of);
-            batch.delete(key(b'o', &manifest.id.0));
-            batch.put(key(b'r', &manifest.id.0), manifest.osd.0);
+            manifest.fragments.iter().for_each(|fragment| drop_fragment(&mut batch, fragment));
             dropped += 1;
         }
         if dropped < DROP_STEP {
@@ -297,30 +364,20 @@ impl Nsm {
         Ok(totals)
     }
 
-    /// All OSDs ever given, with the path each was last seen at.
-    pub fn osds(&self) -> Result<Vec<(OsdId, String)>> {
-        let mut found = Vec::new();
-        for entry in self.from(b"s") {
-            let (key, value) = entry.map_err(|e| store_fault("cannot read the NSM", e))?;
-            let Some(id) = key.strip_prefix(b"s") else { break };
-            found.push((OsdId(as_id(id)?), String::from_utf8_lossy(&value).into_owned()));
-        }
-        Ok(found)
-    }
-
-    pub fn note_osd(&self, id: OsdId, path: &Path) -> Result<()> {
-        let mut batch = WriteBatch::default();
-        batch.put(key(b's', &id.0), path.to_string_lossy().as_bytes());
-        self.write(batch)
-    }
-
     fn namespace(&self, namespace: &str) -> Result<Option<[u8; 16]>> {
-        self.read(&namespace_key(namespace))?.map(|value| as_id(&value)).transpose()
+        let found = self.read(&namespace_key(namespace))?;
+        found.map(|value| split_namespace(&value).map(|(id, _)| id)).transpose()
     }
 
     fn existing(&self, namespace: &str) -> Result<[u8; 16]> {
         let missing = || Fault::not_found(format!("there is no namespace {namespace:?}"));
         self.namespace(namespace)?.ok_or_else(missing)
+    }
+
+    fn namespace_and_preset(&self, namespace: &str) -> Result<([u8; 16], String)> {
+        let missing = || Fault::not_found(format!("there is no namespace {namespace:?}"));
+        let value = self.read(&namespace_key(namespace))?.ok_or_else(missing)?;
+        split_namespace(&value)
     }
 
     fn manifest(&self, namespace: [u8; 16], name: &str) -> Result<Option<Manifest>> {
@@ -398,18 +455,28 @@ fn check(name: &str, condition: &Condition, found: Option<Manifest>) -> Result<(
 }
 
 fn add(batch: &mut WriteBatch, namespace: [u8; 16], name: &str, manifest: &Manifest) {
-    let mut value = Vec::with_capacity(crate::manifest::MANIFEST_BYTES);
-    manifest.encode(&mut value);
-    batch.put(object_key(namespace, name), value);
-    batch.put(key(b'o', &manifest.id.0), [&namespace[..], name.as_bytes()].concat());
+    batch.put(object_key(namespace, name), manifest.encode());
+    for fragment in &manifest.fragments {
+        add_fragment(batch, namespace, name, fragment);
+    }
     batch.merge(key(b'c', &namespace), encode_totals(1, manifest.len.cast_signed()));
 }
 
 fn drop_object(batch: &mut WriteBatch, namespace: [u8; 16], name: &str, manifest: &Manifest) {
     batch.delete(object_key(namespace, name));
-    batch.delete(key(b'o', &manifest.id.0));
-    batch.put(key(b'r', &manifest.id.0), manifest.osd.0);
+    manifest.fragments.iter().for_each(|fragment| drop_fragment(batch, fragment));
     batch.merge(key(b'c', &namespace), encode_totals(-1, -manifest.len.cast_signed()));
+}
+
+fn add_fragment(batch: &mut WriteBatch, namespace: [u8; 16], name: &str, fragment: &Fragment) {
+    let value = [&namespace[..], name.as_bytes()].concat();
+    batch.put(fragment_key(fragment.osd, fragment.file), value);
+}
+
+/// Its file is to be removed.
+fn drop_fragment(batch: &mut WriteBatch, fragment: &Fragment) {
+    batch.delete(fragment_key(fragment.osd, fragment.file));
+    batch.put(key(b'r', &fragment.file.0), fragment.osd.0);
 }
 
 fn key(kind: u8, rest: &[u8]) -> Vec<u8> {
@@ -418,8 +485,21 @@ fn key(kind: u8, rest: &[u8]) -> Vec<u8> {
 fn namespace_key(namespace: &str) -> Vec<u8> {
     key(b'n', namespace.as_bytes())
 }
+fn fragment_key(osd: OsdId, file: FragmentId) -> Vec<u8> {
+    [b"f", &osd.0[..], &file.0[..]].concat()
+}
 fn object_key(namespace: [u8; 16], name: &str) -> Vec<u8> {
     [b"m", &namespace[..], name.as_bytes()].concat()
+}
+
+/// A namespace's id and the name of its preset. Namespaces older than presets have no name there.
+fn split_namespace(value: &[u8]) -> Result<([u8; 16], String)> {
+    let (id, preset) = value.split_at_checked(16).unwrap_or((value, &[]));
+    let preset = match preset {
+        [] => preset::SINGLE.to_string(),
+        name => String::from_utf8_lossy(name).into_owned(),
+    };
+    Ok((as_id(id)?, preset))
 }
 
 fn as_id(bytes: &[u8]) -> Result<[u8; 16]> {

@@ -1,239 +1,90 @@
-//! An OSD that is a local directory: each object a file named by its object id.
+//! OSDs: where fragments are kept. One trait for every kind; the kind there is so far is a local directory.
 //!
-//! | path | what |
-//! |---|---|
-//! | `OSD` | text: the OSD's identity and the backend it belongs to; locked while in use |
-//! | `objects/<first two digits>/<object id>` | the object, then its trailer (see [`crate::trailer`]) |
-//!
-//! A file's name is never used twice, so a file is either complete and named by a manifest, or being written, or an orphan.
+//! A fragment is written once, read by verified ranges, and removed; its id is never used twice. What an OSD answers is
+//! checked by whoever asked: an OSD may lie.
 
+mod directory;
+mod local;
 mod read;
 mod room;
 mod write;
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::fmt::Debug;
+use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{FlockOperation, OFlags};
+use async_trait::async_trait;
+use bytes::Bytes;
 
-use crate::fault::{Fault, Kind, Result};
-use crate::name::{AlbaId, ObjectId, OsdId};
-use crate::trailer;
+use crate::fault::Result;
+use crate::name::{FragmentId, OsdId};
+use crate::trailer::Part;
 
-pub use read::ObjectFile;
+pub use directory::Directory;
+pub use local::Local;
 pub use room::{Limits, Purpose, Room, Space};
-pub use write::ObjectWriter;
 
-const MARKER: &str = "OSD";
-const MARKER_HEAD: &str = "alba-osd 1";
-const OBJECTS: &str = "objects";
-/// From this many failed operations in a row the OSD is reported as failing.
-const FAILING_FROM: u32 = 3;
-
-/// A claimed directory. All its calls block.
-#[derive(Debug)]
-pub struct Osd {
-    pub id: OsdId,
-    root: PathBuf,
-    /// The file system takes O_DIRECT.
-    direct: bool,
-    space: Arc<Space>,
-    failures: AtomicU32,
-    /// Holds the lock.
-    _marker: File,
-}
-
-/// What a new object is to be.
-#[derive(Clone, Copy, Debug)]
-pub struct Title<'a> {
-    pub namespace: &'a str,
-    pub name: &'a str,
-    pub len: u64,
+/// What a new fragment is to be.
+#[derive(Clone, Debug)]
+pub struct Title {
+    pub file: FragmentId,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    /// Its place in its object; the object's checksum is given at the end.
+    pub part: Part,
+    /// Of the object, milliseconds since 1970.
+    pub created_ms: u64,
     pub purpose: Purpose,
 }
 
-impl Osd {
-    /// Claims an empty directory for this backend, or opens one that belongs to it.
-    pub fn open(root: &Path, alba: AlbaId, limits: Limits) -> Result<Self> {
-        let about = |fault: Fault| fault.about(format!("OSD {}", root.display()));
-        Self::open_unnamed(root, alba, limits).map_err(about)
-    }
-
-    fn open_unnamed(root: &Path, alba: AlbaId, limits: Limits) -> Result<Self> {
-        fs::create_dir_all(root).map_err(|e| Fault::io("cannot create the directory", e))?;
-        let path = root.join(MARKER);
-        let (marker, id) = match OpenOptions::new().read(true).write(true).open(&path) {
-            Ok(file) => adopt(file, alba)?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => claim(root, &path, alba)?,
-            Err(e) => return Err(Fault::io("cannot open its marker file", e)),
-        };
-        make_shards(root)?;
-        let direct = takes_direct(root).map_err(|e| Fault::io("it is not writable", e))?;
-        let space =
-            Space::open(root, limits).map_err(|e| Fault::io("its objects cannot be counted", e))?;
-        let failures = AtomicU32::new(0);
-        Ok(Self { id, root: root.to_path_buf(), direct, space, failures, _marker: marker })
-    }
-
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.root
-    }
-    #[must_use]
-    pub fn is_failing(&self) -> bool {
-        self.failures.load(Ordering::Relaxed) >= FAILING_FROM
-    }
-    /// Counts what an operation on this OSD came to.
-    fn note<T>(&self, outcome: Result<T>) -> Result<T> {
-        match &outcome {
-            Err(fault) if fault.kind == Kind::Unavailable => {
-                self.failures.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok(_) => self.failures.store(0, Ordering::Relaxed),
-            Err(_) => {}
-        }
-        outcome.map_err(|fault| fault.about(format!("OSD {}", self.root.display())))
-    }
-
-    pub fn room(&self) -> Result<Room> {
-        self.space.room().map_err(|fault| fault.about(format!("OSD {}", self.root.display())))
-    }
-
-    /// A new object of `len` bytes, named `namespace` / `name`. `NoSpace` when it does not fit.
-    pub fn create(&self, id: ObjectId, title: Title<'_>) -> Result<ObjectWriter> {
-        let file_bytes = trailer::file_bytes(title.len, title.namespace.len() + title.name.len());
-        let direct = self.direct && title.len >= write::DIRECT_FROM_BYTES;
-        let created = self
-            .space
-            .take(file_bytes, title.purpose)
-            .and_then(|taken| ObjectWriter::create(self.path_of(id), id, &title, taken, direct));
-        self.note(created)
-    }
-
-    /// Opens an object for verified reads. `None` when its file is missing.
-    pub fn open_object(&self, id: ObjectId, len: u64, crc: u32) -> Result<Option<ObjectFile>> {
-        self.note(ObjectFile::open(&self.path_of(id), id, len, crc))
-    }
-
-    /// Opens an object's file for unverified reads by others, for direct I/O where the file system takes it.
-    pub fn open_raw(&self, id: ObjectId) -> Result<Option<File>> {
-        let mut options = OpenOptions::new();
-        options.read(true);
-        if self.direct {
-            options.custom_flags(direct_flag());
-        }
-        match options.open(self.path_of(id)) {
-            Ok(file) => Ok(Some(file)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => self.note(Err(Fault::io("cannot open an object's file", e))),
-        }
-    }
-
-    /// Removes an object's file; succeeds also when there is none.
-    pub fn remove(&self, id: ObjectId) -> Result<()> {
-        let path = self.path_of(id);
-        let len = if self.space.counts() { fs::metadata(&path).map_or(0, |m| m.len()) } else { 0 };
-        let outcome = match fs::remove_file(path) {
-            Ok(()) => {
-                self.space.gone(len);
-                Ok(())
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(Fault::io(format!("cannot remove the file of object {id}"), e)),
-        };
-        self.note(outcome)
-    }
-
-    /// Identities of the files of one shard.
-    pub fn files_of_shard(&self, shard: u8) -> Result<Vec<ObjectId>> {
-        let folder = self.root.join(OBJECTS).join(format!("{shard:02x}"));
-        let io = |e| Fault::io(format!("cannot list {}", folder.display()), e);
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&folder).map_err(io)? {
-            let name = entry.map_err(io)?.file_name();
-            found.extend(name.to_str().and_then(ObjectId::parse));
-        }
-        Ok(found)
-    }
-
-    fn path_of(&self, id: ObjectId) -> PathBuf {
-        self.root.join(OBJECTS).join(format!("{:02x}", id.0[0])).join(id.to_string())
-    }
+/// What the manifest says a fragment is: anything else under its id is damage.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    pub file: FragmentId,
+    pub len: u64,
+    pub crc: u32,
 }
 
-fn direct_flag() -> i32 {
-    OFlags::DIRECT.bits().cast_signed()
+/// A place for fragments. Calls end: one that hangs is given up by the caller.
+#[async_trait]
+pub trait Osd: Debug + Send + Sync {
+    fn id(&self) -> OsdId;
+    /// Where it is, for people.
+    fn place(&self) -> String;
+    async fn room(&self) -> Result<Room>;
+    /// Begins a fragment. `NoSpace` when it does not fit.
+    async fn create(&self, title: Title) -> Result<Box<dyn FragmentWriter>>;
+    /// `None` when there is no such fragment.
+    async fn open(&self, wanted: Wanted) -> Result<Option<Arc<dyn Fragment>>>;
+    /// The fragment's file, if it has one in this machine, for unverified reads from offset 0 on; `None` when it is not there.
+    async fn open_raw(&self, file: FragmentId) -> Result<Option<File>>;
+    /// Succeeds also when there is none.
+    async fn remove(&self, file: FragmentId) -> Result<()>;
+    /// All fragments whose id begins with this byte, also those being written.
+    async fn list(&self, shard: u8) -> Result<Vec<FragmentId>>;
 }
 
-fn lock(file: &File) -> Result<()> {
-    rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| Fault::invalid("another process is using it"))
+/// A fragment being written; removed when dropped before [`FragmentWriter::keep`].
+#[async_trait]
+pub trait FragmentWriter: Send + Sync {
+    async fn append(&mut self, pieces: Vec<Bytes>) -> Result<()>;
+    /// Durable when it returns, with its CRC-32. The object's checksum may be left out when it is the fragment's.
+    async fn finish(&mut self, object_crc: Option<u32>) -> Result<u32>;
+    /// It stays: a manifest names it, or may name it.
+    fn keep(&mut self);
+    /// Removed when this returns, unless it was kept.
+    async fn discard(self: Box<Self>);
 }
 
-fn claim(root: &Path, path: &Path, alba: AlbaId) -> Result<(File, OsdId)> {
-    let io = |e| Fault::io("cannot claim the directory", e);
-    if fs::read_dir(root).map_err(io)?.flatten().any(|entry| entry.file_name() != "lost+found") {
-        return Err(Fault::invalid("the directory is not empty and has no OSD marker file"));
-    }
-    let id = OsdId::random();
-    let mut file =
-        OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(io)?;
-    lock(&file)?;
-    file.write_all(format!("{MARKER_HEAD}\nosd {id}\nalba {alba}\n").as_bytes()).map_err(io)?;
-    file.sync_all().and_then(|()| sync_dir(root)).map_err(io)?;
-    Ok((file, id))
-}
-
-fn adopt(file: File, alba: AlbaId) -> Result<(File, OsdId)> {
-    lock(&file)?;
-    let mut text = String::new();
-    let read = (&file).take(1024).read_to_string(&mut text);
-    read.map_err(|e| Fault::io("cannot read its marker file", e))?;
-    let mut lines = text.lines();
-    if lines.next() != Some(MARKER_HEAD) {
-        return Err(Fault::invalid(format!("its marker file does not begin with {MARKER_HEAD:?}")));
-    }
-    let mut field =
-        |key: &str| lines.next().and_then(|line| line.strip_prefix(key)?.strip_prefix(' '));
-    let id = field("osd").and_then(OsdId::parse);
-    let owner = field("alba").and_then(AlbaId::parse);
-    let (Some(id), Some(owner)) = (id, owner) else {
-        return Err(Fault::invalid("its marker file names no OSD or no backend"));
-    };
-    if owner != alba {
-        return Err(Fault::invalid(format!("it belongs to backend {owner}, not to {alba}")));
-    }
-    Ok((file, id))
-}
-
-fn make_shards(root: &Path) -> Result<()> {
-    let objects = root.join(OBJECTS);
-    let io = |e| Fault::io("cannot create its folders", e);
-    if objects.join("ff").is_dir() {
-        return Ok(());
-    }
-    for shard in 0..=u8::MAX {
-        fs::create_dir_all(objects.join(format!("{shard:02x}"))).map_err(io)?;
-    }
-    sync_dir(&objects).and_then(|()| sync_dir(root)).map_err(io)
-}
-
-/// Whether the file system takes O_DIRECT; an error when it takes no files at all.
-fn takes_direct(root: &Path) -> io::Result<bool> {
-    let path = root.join(".direct");
-    let _ = fs::remove_file(&path);
-    File::create(&path)?;
-    let opened = OpenOptions::new().write(true).custom_flags(direct_flag()).open(&path);
-    fs::remove_file(&path)?;
-    Ok(opened.is_ok())
-}
-
-fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+/// An open fragment.
+#[async_trait]
+pub trait Fragment: Send + Sync {
+    /// A range that lies in the fragment, verified. `Corrupt` names what does not match.
+    async fn read(self: Arc<Self>, from: u64, to: u64) -> Result<Bytes>;
+    /// The same for callers that may block, without changing threads. `None` for kinds that cannot.
+    fn read_here(&self, from: u64, to: u64) -> Option<Result<Bytes>>;
+    /// It was removed since it was opened.
+    fn is_removed(&self) -> bool;
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Reading one object's file: whole blocks, each checked against its checksum before a byte of it is handed on.
+//! Reading one fragment's file: whole blocks, each checked against its checksum before a byte of it is handed on.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -8,14 +8,14 @@ use std::path::Path;
 use bytes::Bytes;
 use crc32fast::Hasher;
 
+use super::Wanted;
 use crate::fault::{Fault, Result};
-use crate::name::ObjectId;
 use crate::trailer::{ALIGN, BLOCK_BYTES, FIXED_BYTES, Trailer, blocks_of};
 
-/// What is read ahead of knowing the trailer's length, bytes: enough for the trailer of an object of 30 MiB or less.
+/// What is read ahead of knowing the trailer's length, bytes: enough for the trailer of a fragment of 30 MiB or less.
 const END_BYTES: u64 = ALIGN;
 
-/// An open object.
+/// An open fragment.
 #[derive(Debug)]
 pub struct ObjectFile {
     file: File,
@@ -24,11 +24,12 @@ pub struct ObjectFile {
 }
 
 impl ObjectFile {
-    pub(super) fn open(path: &Path, id: ObjectId, len: u64, crc: u32) -> Result<Option<Self>> {
+    pub(super) fn open(path: &Path, wanted: Wanted) -> Result<Option<Self>> {
+        let Wanted { file: id, len, crc } = wanted;
         let file = match OpenOptions::new().read(true).open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Fault::io("cannot open an object's file", e)),
+            Err(e) => return Err(Fault::io("cannot open a fragment's file", e)),
         };
         let block_crcs = match load_trailer(&file) {
             Ok(trailer) if (trailer.id, trailer.len, trailer.crc) == (id, len, crc) => {
@@ -47,7 +48,7 @@ impl ObjectFile {
         self.file.metadata().is_ok_and(|m| m.nlink() == 0)
     }
 
-    /// The bytes of a range that lies in the object, verified. `Corrupt` names the blocks that do not match.
+    /// The bytes of a range that lies in the fragment, verified. `Corrupt` names the blocks that do not match.
     pub fn read(&self, offset: u64, len: u64) -> Result<Bytes> {
         let start = offset - offset % BLOCK_BYTES;
         let end = (offset + len).next_multiple_of(BLOCK_BYTES).min(self.len);
@@ -75,7 +76,7 @@ impl ObjectFile {
 
 fn load_trailer(file: &File) -> Result<Trailer> {
     let file_len =
-        file.metadata().map_err(|e| Fault::io("no length of an object's file", e))?.len();
+        file.metadata().map_err(|e| Fault::io("no length of a fragment's file", e))?.len();
     let end = read_exact(file, file_len.saturating_sub(END_BYTES), file_len.min(END_BYTES))?;
     let fixed = end.get(end.len().saturating_sub(FIXED_BYTES)..).unwrap_or_default();
     let own = Trailer::len_from_end(fixed, file_len)?;
@@ -85,7 +86,7 @@ fn load_trailer(file: &File) -> Result<Trailer> {
     Trailer::decode(&read_exact(file, file_len - own, own)?)
 }
 
-/// The trailer is damaged: if the object as a whole matches its manifest, its blocks are what they are.
+/// The trailer is damaged: if the fragment as a whole matches its manifest, its blocks are what they are.
 fn sums_of(file: &File, len: u64, crc: u32) -> Result<Vec<u32>> {
     let mut whole = Hasher::new();
     let mut sums = Vec::new();
@@ -98,7 +99,7 @@ fn sums_of(file: &File, len: u64, crc: u32) -> Result<Vec<u32>> {
         sums.push(sum.finalize());
     }
     if whole.finalize() != crc {
-        return Err(Fault::corrupt(format!("bytes 0..{len}: trailer and object are both damaged")));
+        return Err(Fault::corrupt(format!("bytes 0..{len}: trailer and bytes are both damaged")));
     }
     Ok(sums)
 }
@@ -115,7 +116,7 @@ fn read_exact(file: &File, offset: u64, len: u64) -> Result<Vec<u8>> {
             Ok(0) => return Err(damaged("the file is too short")),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::IO) => return Err(damaged("the device cannot read them")),
-            Err(e) => return Err(Fault::io("cannot read an object's file", e.into())),
+            Err(e) => return Err(Fault::io("cannot read a fragment's file", e.into())),
         }
     }
     bytes.truncate(len);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::OBJECTS;
+use super::directory::OBJECTS;
 use crate::fault::{Fault, Kind, Result};
 
 /// What the NSM takes when it flushes, compacts and begins new log files: the reserve is not smaller, on a file system that

@@ -1,4 +1,4 @@
-//! Writing one object's file: large writes, preallocated, every byte hashed once, durable with its name at the end.
+//! Writing one fragment's file: large writes, preallocated, every byte hashed once, durable with its name at the end.
 //!
 //! With direct I/O, aligned pieces go to the device from where they are; the others pass through one bounce buffer.
 
@@ -11,13 +11,13 @@ use bytes::Bytes;
 use crc32fast::Hasher;
 use rustix::fs::FallocateFlags;
 
+use super::Title;
+use super::directory::{direct_flag, sync_dir};
 use super::room::Taken;
-use super::{Title, direct_flag, sync_dir};
 use crate::fault::{Fault, Result};
-use crate::name::ObjectId;
 use crate::trailer::{ALIGN, BLOCK_BYTES, Trailer, blocks_of};
 
-/// Objects from this length are written with O_DIRECT.
+/// Fragments from this length are written with O_DIRECT.
 pub(super) const DIRECT_FROM_BYTES: u64 = 1 << 20;
 /// Length of the bounce buffer: the size of the writes that pass through it.
 const BOUNCE_BYTES: usize = 1 << 20;
@@ -45,27 +45,22 @@ pub struct ObjectWriter {
 }
 
 impl ObjectWriter {
-    pub(super) fn create(
-        path: PathBuf,
-        id: ObjectId,
-        title: &Title<'_>,
-        taken: Taken,
-        direct: bool,
-    ) -> Result<Self> {
+    pub(super) fn create(path: PathBuf, title: &Title, taken: Taken, direct: bool) -> Result<Self> {
         let mut options = OpenOptions::new();
         options.write(true).create_new(true);
         if direct {
             options.custom_flags(direct_flag());
         }
         let file =
-            options.open(&path).map_err(|e| Fault::io("cannot create an object's file", e))?;
+            options.open(&path).map_err(|e| Fault::io("cannot create a fragment's file", e))?;
         let trailer = Trailer {
-            id,
-            len: title.len,
+            id: title.file,
+            len: title.part.layout.fragment_len(),
             crc: 0,
-            created_ms: now_ms(),
-            namespace: title.namespace.into(),
-            name: title.name.into(),
+            created_ms: title.created_ms,
+            namespace: title.namespace.to_string(),
+            name: title.name.to_string(),
+            part: title.part,
             block_crcs: Vec::new(),
         };
         let sink = Sink::new(if direct { ALIGN as usize } else { 1 });
@@ -75,16 +70,7 @@ impl ObjectWriter {
         Ok(writer)
     }
 
-    #[must_use]
-    pub fn id(&self) -> ObjectId {
-        self.trailer.id
-    }
-    #[must_use]
-    pub fn created_ms(&self) -> u64 {
-        self.trailer.created_ms
-    }
-
-    /// The next bytes of the object.
+    /// The next bytes of the fragment.
     pub fn append(&mut self, pieces: &[Bytes]) -> Result<()> {
         for piece in pieces {
             self.sums.add(piece);
@@ -95,24 +81,26 @@ impl ObjectWriter {
         }
         self.preallocate()?;
         let written = self.sink.write(&self.file, pieces.iter().map(|piece| &piece[..]));
-        written.map_err(|e| Fault::io("cannot write an object's file", e))
+        written.map_err(|e| Fault::io("cannot write a fragment's file", e))
     }
 
-    /// Writes the trailer and makes the file durable with its name; returns the CRC-32 of the object.
-    pub fn finish(&mut self) -> Result<u32> {
+    /// Writes the trailer and makes the file durable with its name; returns the CRC-32 of the fragment. `None` for an object
+    /// whose checksum is that of the fragment.
+    pub fn finish(&mut self, object_crc: Option<u32>) -> Result<u32> {
         if self.sums.len != self.trailer.len {
             let (given, announced) = (self.sums.len, self.trailer.len);
             return Err(Fault::invalid(format!("{given} bytes given, {announced} announced")));
         }
         let sums = std::mem::take(&mut self.sums);
         (self.trailer.crc, self.trailer.block_crcs) = sums.finish();
+        self.trailer.part.object_crc = object_crc.unwrap_or(self.trailer.crc);
         let end = self.trailer.encode();
-        let io = |e| Fault::io("cannot write an object's file", e);
+        let io = |e| Fault::io("cannot write a fragment's file", e);
         self.sink.write(&self.file, [&end[..]].into_iter()).map_err(io)?;
         self.sink.drain(&self.file).map_err(io)?;
         self.file.sync_data().map_err(io)?;
         let folder =
-            self.path.parent().ok_or_else(|| Fault::bug("an object's file has no folder"))?;
+            self.path.parent().ok_or_else(|| Fault::bug("a fragment's file has no folder"))?;
         sync_dir(folder).map_err(io)?;
         Ok(self.trailer.crc)
     }
@@ -141,7 +129,7 @@ impl ObjectWriter {
                 self.allocated = ahead;
                 Ok(())
             }
-            Err(e) => Err(Fault::io("cannot allocate an object's file", e.into())),
+            Err(e) => Err(Fault::io("cannot allocate a fragment's file", e.into())),
         }
     }
 }
@@ -156,12 +144,7 @@ impl Drop for ObjectWriter {
     }
 }
 
-fn now_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-}
-
-/// Checksums of the blocks; the object's own is combined from them.
+/// Checksums of the blocks; the fragment's own is combined from them.
 #[derive(Debug, Default)]
 struct Sums {
     len: u64,

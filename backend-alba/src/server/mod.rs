@@ -16,7 +16,7 @@ use wire::alba_server::Alba as Service;
 use crate::alba::{Alba, OsdState, OsdStatus, Reader, Update, Upload};
 use crate::fault::{Fault, Kind, Result};
 use crate::manifest::Manifest;
-use crate::nsm::{Condition, Put};
+use crate::nsm::{Condition, OsdRole, Put};
 use crate::osd::Purpose;
 
 pub use listen::{Address, Server, endpoint};
@@ -282,6 +282,17 @@ fn osd(osd: OsdStatus) -> wire::Osd {
         capacity_bytes: osd.capacity_bytes,
         used_bytes: osd.used_bytes,
         reason: osd.reason,
+        node: osd.node,
+        labels: osd.labels,
+        role: role(osd.role).into(),
+    }
+}
+
+fn role(role: OsdRole) -> wire::OsdRole {
+    match role {
+        OsdRole::Active => wire::OsdRole::Active,
+        OsdRole::Disabled => wire::OsdRole::Disabled,
+        OsdRole::Decommissioning => wire::OsdRole::Decommissioning,
     }
 }
 

@@ -1,0 +1,144 @@
+//! How a backend is opened.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::fault::{Fault, Result};
+use crate::nsm::LOCAL_NODE;
+use crate::osd::Limits;
+use crate::preset;
+
+/// How a backend is opened. [`Config::new`] gives the defaults.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Metadata and lock of the backend; created when missing.
+    pub data_dir: PathBuf,
+    /// Directories for fragments, on any file systems; `data_dir`/osd when none is given.
+    pub osds: Vec<OsdPlace>,
+    /// Longest object, bytes. Default 1 GiB.
+    pub max_object_bytes: u64,
+    /// Uploads at once; more wait. Default 32.
+    pub put_count: usize,
+    /// Reads at once; more wait. Default 64.
+    pub get_count: usize,
+    /// Blocking threads in use at once, besides those of the OSDs; also those of an only OSD. Default 16.
+    pub blocking_count: usize,
+    /// Blocking threads of each OSD, when there are several. Default 8.
+    pub osd_thread_count: usize,
+    /// Fragments kept open for reading. Default 256.
+    pub open_count: usize,
+    /// Most bytes of objects' files on each OSD; default: what its file system has.
+    pub osd_capacity_bytes: Option<u64>,
+    /// Part of each OSD that puts of data leave free for metadata, percent; default 1. At least 32 MiB (on a small one an
+    /// eighth of it) and at most `reserve_bytes`, default 1 GiB.
+    pub reserve_percent: u64,
+    pub reserve_bytes: u64,
+    /// So long after the start, files that a crash left without a manifest are removed; at once when room is short. Default
+    /// 10 minutes.
+    pub orphan_grace: Duration,
+}
+
+impl Config {
+    #[must_use]
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            osds: Vec::new(),
+            max_object_bytes: 1 << 30,
+            put_count: 32,
+            get_count: 64,
+            blocking_count: 16,
+            osd_thread_count: 8,
+            open_count: 256,
+            osd_capacity_bytes: None,
+            reserve_percent: 1,
+            reserve_bytes: 1 << 30,
+            orphan_grace: Duration::from_secs(600),
+        }
+    }
+
+    pub(super) fn places(&self) -> Vec<OsdPlace> {
+        match &self.osds[..] {
+            [] => vec![OsdPlace::new(self.data_dir.join("osd"))],
+            given => given.to_vec(),
+        }
+    }
+
+    /// Of every OSD.
+    pub(super) fn limits(&self) -> Limits {
+        let (reserve_percent, reserve_bytes) = (self.reserve_percent, self.reserve_bytes);
+        Limits { reserve_percent, reserve_bytes, capacity_bytes: self.osd_capacity_bytes }
+    }
+
+    /// Of the file system the NSM is on.
+    pub(super) fn nsm_limits(&self) -> Limits {
+        Limits { capacity_bytes: None, ..self.limits() }
+    }
+}
+
+/// A directory to be used as an OSD. As text: `DIR[,node=NAME][,label=NAME]...`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OsdPlace {
+    pub path: PathBuf,
+    /// The failure domain it belongs to. Default: all directories of a server are on one node.
+    pub node: String,
+    pub labels: Vec<String>,
+}
+
+impl OsdPlace {
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), node: LOCAL_NODE.into(), labels: Vec::new() }
+    }
+}
+
+impl FromStr for OsdPlace {
+    type Err = Fault;
+    fn from_str(text: &str) -> Result<Self> {
+        let mut parts = text.split(',');
+        let path = parts.next().filter(|path| !path.is_empty());
+        let path =
+            path.ok_or_else(|| Fault::invalid(format!("OSD {text:?} names no directory")))?;
+        let mut place = Self::new(path);
+        for part in parts {
+            match part.split_once('=') {
+                Some(("node", name)) => {
+                    preset::check_word("node", name)?;
+                    place.node = name.into();
+                }
+                Some(("label", name)) => place.labels.push(name.into()),
+                _ => {
+                    return Err(Fault::invalid(format!(
+                        "OSD {text:?}: {part:?} is neither node=NAME nor label=NAME"
+                    )));
+                }
+            }
+        }
+        preset::check_labels(&place.labels)?;
+        Ok(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_read_as_they_are_typed() {
+        let place: OsdPlace = "/srv/a,node=n1,label=ssd,label=fast".parse().unwrap();
+        let labels = vec!["ssd".to_string(), "fast".to_string()];
+        assert_eq!(place, OsdPlace { path: "/srv/a".into(), node: "n1".into(), labels });
+        assert_eq!("d".parse::<OsdPlace>().unwrap(), OsdPlace::new("d"));
+        for (text, part) in [
+            ("", "no directory"),
+            (",node=a", "no directory"),
+            ("/a,rack=1", "\"rack=1\""),
+            ("/a,node=", "node \"\""),
+            ("/a,label=a b", "label \"a b\""),
+        ] {
+            let fault = text.parse::<OsdPlace>().unwrap_err();
+            assert!(fault.message.contains(part), "{text}: {fault}");
+        }
+    }
+}

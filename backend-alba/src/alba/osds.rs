@@ -1,0 +1,310 @@
+//! The OSDs given to this process: their place, their role, their health, and which of them may take a fragment.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+
+use super::Config;
+use crate::fault::{Fault, Kind, Result};
+use crate::health::Health;
+use crate::name::{AlbaId, FragmentId, OsdId};
+use crate::nsm::{Nsm, OsdRecord, OsdRole};
+use crate::osd::{Directory, Fragment, FragmentWriter, Local, Osd, Purpose, Room, Title, Wanted};
+use crate::placement::{self, Candidate, Choice};
+use crate::preset::{Policy, Preset};
+
+/// An OSD that does not say within this time how much room it has gets no fragment of this put.
+const ROOM_PATIENCE: Duration = Duration::from_secs(1);
+/// A file that is not removed within this time stays noted for removal.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
+/// Reads longer than this say nothing about how quickly an OSD answers.
+const SHORT_READ_BYTES: u64 = 1 << 20;
+
+/// All OSDs given to this process.
+pub(super) struct Osds {
+    members: Vec<Arc<Member>>,
+    /// Of all OSDs ever given.
+    nodes: HashMap<OsdId, String>,
+}
+
+/// An OSD and what is known of it.
+#[derive(Debug)]
+pub(super) struct Member {
+    osd: Box<dyn Osd>,
+    pub node: String,
+    pub labels: Vec<String>,
+    role: Mutex<OsdRole>,
+    health: Mutex<Health>,
+    since: Instant,
+}
+
+impl Osds {
+    /// Opens the directories of the configuration and notes them in the NSM. An OSD that cannot be reached is left out when
+    /// there are others; one that is not ours never is.
+    pub fn open(config: &Config, alba: AlbaId, nsm: &Nsm) -> Result<Self> {
+        let places = config.places();
+        let threads =
+            if places.len() > 1 { config.osd_thread_count } else { config.blocking_count };
+        let mut members = Vec::new();
+        let mut unreachable = None;
+        for place in &places {
+            let directory = match Directory::open(&place.path, alba, config.limits()) {
+                Ok(directory) => directory,
+                Err(fault) if fault.kind == Kind::Unavailable => {
+                    tracing::warn!(%fault, "going on without an OSD");
+                    unreachable = Some(fault);
+                    continue;
+                }
+                Err(fault) => return Err(fault),
+            };
+            let seen = OsdRecord {
+                path: place.path.to_string_lossy().into_owned(),
+                node: place.node.clone(),
+                labels: place.labels.clone(),
+                role: OsdRole::Active,
+            };
+            let role = nsm.note_osd(directory.id, seen)?;
+            let osd = Box::new(Local::new(directory, threads));
+            members.push(Member::new(osd, place.node.clone(), place.labels.clone(), role));
+        }
+        match (members.is_empty(), unreachable) {
+            (true, Some(fault)) => Err(fault),
+            _ => Self::new(members, nsm),
+        }
+    }
+
+    pub fn new(members: Vec<Member>, nsm: &Nsm) -> Result<Self> {
+        let members = members.into_iter().map(Arc::new).collect();
+        let nodes = nsm.osds()?.into_iter().map(|(id, record)| (id, record.node)).collect();
+        Ok(Self { members, nodes })
+    }
+
+    pub fn all(&self) -> &[Arc<Member>] {
+        &self.members
+    }
+
+    /// `Unavailable` when it was not given to this process.
+    pub fn get(&self, id: OsdId) -> Result<&Arc<Member>> {
+        let absent = || Fault::unavailable(format!("OSD {id} is absent; start with its directory"));
+        self.members.iter().find(|member| member.id() == id).ok_or_else(absent)
+    }
+
+    /// The policy and the OSDs for an object of this length. When those that are well do not suffice, those that failed a
+    /// moment ago are tried too.
+    pub async fn choose(
+        &self,
+        preset: &Preset,
+        len: u64,
+        purpose: Purpose,
+        without: &HashSet<OsdId>,
+    ) -> Result<Choice> {
+        let policies: Vec<Policy> = preset.policies.iter().map(|p| p.for_len(len)).collect();
+        let usable = self.members.iter().filter(|m| m.may_take(preset));
+        let usable: Vec<&Arc<Member>> = usable.filter(|m| !without.contains(&m.id())).collect();
+        let well: Vec<&Arc<Member>> = usable.iter().copied().filter(|m| m.is_well()).collect();
+        if !well.is_empty() && well.len() < usable.len() {
+            let choice = self.choose_of(&policies, &well, len, purpose).await;
+            if choice.is_ok() {
+                return choice;
+            }
+        }
+        self.choose_of(&policies, &usable, len, purpose).await
+    }
+
+    async fn choose_of(
+        &self,
+        policies: &[Policy],
+        usable: &[&Arc<Member>],
+        len: u64,
+        purpose: Purpose,
+    ) -> Result<Choice> {
+        // With nothing to choose from nobody's room matters: the OSD itself says whether it fits.
+        let rooms = if usable.len() > 1 {
+            join_all(usable.iter().map(|member| member.room_for(purpose))).await
+        } else {
+            usable.iter().map(|_| Ok(u64::MAX)).collect()
+        };
+        let least = policies.iter().map(|p| len / p.data() as u64).min().unwrap_or(len);
+        let mut candidates = Vec::new();
+        let mut is_full = false;
+        for (member, free) in usable.iter().zip(&rooms) {
+            match free {
+                Ok(free) if *free > least => candidates.push(member.candidate(*free)),
+                Ok(_) => is_full = true,
+                Err(fault) => tracing::debug!(%fault, "an OSD takes no fragment"),
+            }
+        }
+        placement::choose(policies.iter().copied(), &candidates, random).ok_or_else(|| {
+            let kind = if is_full { Kind::NoSpace } else { Kind::Unavailable };
+            Fault::new(kind, self.why_none(policies, candidates.len()))
+        })
+    }
+
+    fn why_none(&self, policies: &[Policy], usable: usize) -> String {
+        let given = self.members.len();
+        let list: Vec<String> = policies.iter().map(ToString::to_string).collect();
+        let list = list.join(", ");
+        format!(
+            "{usable} of {given} OSDs can take a fragment now, which satisfies none of the policies {list}"
+        )
+    }
+
+    /// Up to `count` more OSDs for an object that has fragments on `held`.
+    pub async fn extend(
+        &self,
+        preset: &Preset,
+        policy: Policy,
+        held: &[OsdId],
+        (count, fragment_len): (usize, u64),
+    ) -> Vec<OsdId> {
+        let taken: Vec<String> = held.iter().filter_map(|id| self.nodes.get(id).cloned()).collect();
+        let mut candidates = Vec::new();
+        for member in &self.members {
+            if held.contains(&member.id()) || !member.may_take(preset) || !member.is_well() {
+                continue;
+            }
+            if let Ok(free) = member.room_for(Purpose::Data).await
+                && free > fragment_len
+            {
+                candidates.push(member.candidate(free));
+            }
+        }
+        placement::extend(policy, &taken, &candidates, count, random)
+    }
+
+    /// After this time a read is unusually slow.
+    pub fn patience(&self) -> Duration {
+        let mut latencies: Vec<Duration> =
+            self.members.iter().map(|m| m.health().latency()).collect();
+        latencies.sort_unstable();
+        let usual = latencies.get(latencies.len() / 2).copied().unwrap_or_default();
+        (usual * 5).clamp(Duration::from_millis(20), Duration::from_secs(1))
+    }
+}
+
+impl Member {
+    pub fn new(osd: Box<dyn Osd>, node: String, labels: Vec<String>, role: OsdRole) -> Self {
+        let (role, health) = (Mutex::new(role), Mutex::default());
+        Self { osd, node, labels, role, health, since: Instant::now() }
+    }
+
+    pub fn id(&self) -> OsdId {
+        self.osd.id()
+    }
+    pub fn place(&self) -> String {
+        self.osd.place()
+    }
+    pub fn role(&self) -> OsdRole {
+        *locked(&self.role)
+    }
+    pub fn set_role(&self, role: OsdRole) {
+        *locked(&self.role) = role;
+    }
+    pub fn health(&self) -> Health {
+        locked(&self.health).clone()
+    }
+    /// Its fragments are good where they are.
+    pub fn may_keep(&self) -> bool {
+        self.role() != OsdRole::Decommissioning
+    }
+
+    fn may_take(&self, preset: &Preset) -> bool {
+        self.role() == OsdRole::Active
+            && preset.labels.iter().all(|label| self.labels.contains(label))
+    }
+
+    fn is_well(&self) -> bool {
+        self.health().may_try(self.since.elapsed())
+    }
+
+    fn candidate(&self, free: u64) -> Candidate {
+        let health = self.health();
+        let slowness = 1.0 + health.latency().as_secs_f64() * 10.0;
+        let weight = free as f64 * health.score() / slowness;
+        Candidate { osd: self.id(), node: self.node.clone(), weight: weight.max(1.0) }
+    }
+
+    /// Asks no longer than is worth it.
+    pub async fn room(&self) -> Result<Room> {
+        let late = |_| Fault::unavailable(format!("OSD {} does not answer", self.place()));
+        let asked = tokio::time::timeout(ROOM_PATIENCE, self.osd.room()).await;
+        let outcome = asked.map_err(late).and_then(|room| room);
+        // Knowing its room says nothing about whether it takes bytes.
+        outcome.inspect_err(|fault| self.note_failure(fault))
+    }
+
+    async fn room_for(&self, purpose: Purpose) -> Result<u64> {
+        self.room().await.map(|room| room.free_for(purpose))
+    }
+
+    pub async fn create(&self, title: Title) -> Result<Box<dyn FragmentWriter>> {
+        let created = self.osd.create(title).await;
+        created.inspect_err(|fault| self.note_failure(fault))
+    }
+
+    pub async fn open(&self, wanted: Wanted) -> Result<Option<Arc<dyn Fragment>>> {
+        self.note(self.osd.open(wanted).await)
+    }
+
+    pub async fn read(
+        &self,
+        fragment: Arc<dyn Fragment>,
+        from: u64,
+        to: u64,
+    ) -> Result<bytes::Bytes> {
+        let begun = Instant::now();
+        let outcome = self.note(fragment.read(from, to).await);
+        if outcome.is_ok() && to - from <= SHORT_READ_BYTES {
+            locked(&self.health).took(begun.elapsed());
+        }
+        outcome
+    }
+
+    pub async fn open_raw(&self, file: FragmentId) -> Result<Option<std::fs::File>> {
+        self.note(self.osd.open_raw(file).await)
+    }
+
+    pub async fn remove(&self, file: FragmentId) -> Result<()> {
+        let late = |_| Fault::unavailable(format!("OSD {} does not answer", self.place()));
+        let removed = tokio::time::timeout(REMOVE_PATIENCE, self.osd.remove(file)).await;
+        self.note(removed.map_err(late).and_then(|removed| removed))
+    }
+
+    pub async fn list(&self, shard: u8) -> Result<Vec<FragmentId>> {
+        self.note(self.osd.list(shard).await)
+    }
+
+    /// Remembers what an operation came to.
+    pub fn note<T>(&self, outcome: Result<T>) -> Result<T> {
+        match &outcome {
+            Ok(_) => locked(&self.health).succeeded(),
+            Err(fault) => self.note_failure(fault),
+        }
+        outcome
+    }
+
+    /// A full OSD is not ill, and a damaged fragment says little about the rest.
+    pub fn note_failure(&self, fault: &Fault) {
+        if matches!(fault.kind, Kind::Unavailable) {
+            locked(&self.health).failed(self.since.elapsed());
+        }
+    }
+
+    /// It has kept someone waiting for so long, and still does.
+    pub fn note_slow(&self, waited: Duration) {
+        locked(&self.health).took(waited);
+    }
+}
+
+// What is locked is replaced or changed by steps that do not panic.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// From 0 to 1.
+fn random() -> f64 {
+    let bits = uuid::Uuid::new_v4().as_u128() as u64;
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}

@@ -1,0 +1,225 @@
+//! Making the fragments anew that an object lacks: lost, damaged, never stored, or on an OSD that is to be emptied.
+//!
+//! A fragment is rebuilt from k others, written under a new id to an OSD that placement chooses, and then takes the old one's
+//! place in the manifest in one step, if the manifest is still what it was. So two repairs of one object, or a repair and a
+//! deletion, do each other no harm, and a crash in the middle leaves an orphan.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+
+use super::lane::{Lanes, Order};
+use super::{Inner, fetch};
+use crate::erasure;
+use crate::fault::{Fault, Result};
+use crate::manifest::{Fragment, Manifest};
+use crate::name::{FragmentId, OsdId};
+use crate::trailer::Part;
+
+/// Objects noticed and not repaired yet, at most; those beyond are left to verification.
+pub(super) const NOTICES: usize = 1024;
+/// Bytes of each fragment that are rebuilt at once.
+const STEP: u64 = 1 << 20;
+
+/// An object that somebody found to need repair.
+#[derive(Clone, Debug)]
+pub(super) struct Notice {
+    namespace: Arc<str>,
+    name: Arc<str>,
+    damaged: Vec<FragmentId>,
+    is_needed: bool,
+}
+
+impl Notice {
+    /// Some of its fragments were damaged or missing when they were read.
+    pub fn damaged(namespace: &Arc<str>, name: &Arc<str>, fragments: &[Fragment]) -> Self {
+        let damaged: Vec<FragmentId> = fragments.iter().map(|fragment| fragment.file).collect();
+        let is_needed = !damaged.is_empty();
+        Self { namespace: namespace.clone(), name: name.clone(), damaged, is_needed }
+    }
+
+    /// It was put with fewer fragments than it should have.
+    pub fn lacking(namespace: &Arc<str>, name: &Arc<str>) -> Self {
+        let (namespace, name) = (namespace.clone(), name.clone());
+        Self { namespace, name, damaged: Vec::new(), is_needed: true }
+    }
+}
+
+/// What is known to be lost or damaged.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ill {
+    pub fragments: HashSet<FragmentId>,
+    /// With all their fragments.
+    pub osds: HashSet<OsdId>,
+}
+
+/// What a look at an object came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Repaired {
+    /// Fragments made.
+    pub made: u64,
+    pub bytes: u64,
+    /// Fragments it still lacks, because no OSD may take them now.
+    pub lacking: u64,
+}
+
+/// Repairs what is noticed, one object after the other; ends with the backend.
+pub(super) fn start(inner: &Arc<Inner>, mut notices: mpsc::Receiver<Notice>) {
+    let backend: Weak<Inner> = Arc::downgrade(inner);
+    tokio::spawn(async move {
+        while let Some(notice) = notices.recv().await {
+            let Some(inner) = backend.upgrade() else { return };
+            let fragments = notice.damaged.iter().copied().collect();
+            let ill = Ill { fragments, ..Ill::default() };
+            let (namespace, name) = (&notice.namespace, &notice.name);
+            match inner.repair(namespace, name, &ill).await {
+                Ok(done) => {
+                    tracing::info!(%namespace, %name, ?done, "repaired an object in passing")
+                }
+                Err(fault) => {
+                    tracing::warn!(%namespace, %name, %fault, "an object needs repair");
+                }
+            }
+        }
+    });
+}
+
+impl Inner {
+    pub(super) fn notice(&self, notice: Notice) {
+        if notice.is_needed && self.notices.try_send(notice).is_err() {
+            tracing::debug!("too many objects need repair: one is left to verification");
+        }
+    }
+
+    /// Brings an object to all fragments of its policy.
+    pub(super) async fn repair(
+        self: &Arc<Self>,
+        namespace: &Arc<str>,
+        name: &Arc<str>,
+        ill: &Ill,
+    ) -> Result<Repaired> {
+        let (looked_in, looked_for) = (namespace.clone(), name.clone());
+        let found = self.run(move |inner| inner.nsm.object(&looked_in, &looked_for)).await?;
+        let Some((manifest, preset)) = found else { return Ok(Repaired::default()) };
+        let (bad, good): (Vec<Fragment>, Vec<Fragment>) =
+            manifest.fragments.iter().copied().partition(|fragment| self.is_bad(fragment, ill));
+        let is_good = |index: &usize| good.iter().any(|f| usize::from(f.index) == *index);
+        let wanted: Vec<usize> = (0..manifest.policy.total()).filter(|n| !is_good(n)).collect();
+        if wanted.is_empty() {
+            return Ok(Repaired::default());
+        }
+        let held: Vec<OsdId> = good.iter().map(|fragment| fragment.osd).collect();
+        let len = manifest.layout().fragment_len();
+        let chosen = self.osds.extend(&preset, manifest.policy, &held, (wanted.len(), len)).await;
+        let targets: Vec<(usize, OsdId)> = wanted.iter().copied().zip(chosen).collect();
+        let made = match &targets[..] {
+            [] => 0,
+            targets => {
+                let order = Order::again(namespace, name, &manifest);
+                self.rebuild(&order, &Arc::new(manifest), targets, &bad).await?
+            }
+        };
+        Ok(Repaired { made, bytes: made * len, lacking: wanted.len() as u64 - made })
+    }
+
+    fn is_bad(&self, fragment: &Fragment, ill: &Ill) -> bool {
+        let is_leaving = self.osds.get(fragment.osd).is_ok_and(|member| !member.may_keep());
+        is_leaving || ill.osds.contains(&fragment.osd) || ill.fragments.contains(&fragment.file)
+    }
+
+    /// Makes fragments of these indexes on these OSDs, in place of the bad ones; returns how many.
+    async fn rebuild(
+        self: &Arc<Self>,
+        order: &Order,
+        manifest: &Arc<Manifest>,
+        targets: &[(usize, OsdId)],
+        bad: &[Fragment],
+    ) -> Result<u64> {
+        let layout = manifest.layout();
+        let (object, object_crc) = (manifest.id, manifest.crc);
+        let part = Part { object, layout, object_crc, index: 0 };
+        let mut lanes = Lanes::open(self, order, part, (targets, 1)).await;
+        let begun = Instant::now();
+        let outcome = async {
+            if lanes.count() == 0 {
+                return Err(lanes.first_fault());
+            }
+            self.copy(manifest, targets, bad, &mut lanes).await?;
+            let all = lanes.count();
+            let finished = lanes.finish(Some(object_crc), all, begun.elapsed()).await;
+            // Some are better than none.
+            if lanes.stored().is_empty() { finished } else { Ok(()) }
+        };
+        let outcome = match outcome.await {
+            Ok(()) => self.exchange(order, manifest, bad, &mut lanes).await,
+            Err(fault) => Err(fault),
+        };
+        lanes.discard().await;
+        outcome
+    }
+
+    /// From k of the others to the lanes, step by step.
+    async fn copy(
+        self: &Arc<Self>,
+        manifest: &Arc<Manifest>,
+        targets: &[(usize, OsdId)],
+        bad: &[Fragment],
+        lanes: &mut Lanes,
+    ) -> Result<()> {
+        let layout = manifest.layout();
+        // A fragment on an OSD that is leaving is as good as any.
+        let leaving = |f: &Fragment| self.osds.get(f.osd).is_ok_and(|member| !member.may_keep());
+        let lost = bad.iter().filter(|fragment| !leaving(fragment));
+        let without: HashSet<usize> = lost.map(|fragment| fragment.index.into()).collect();
+        let wanted: Vec<usize> = targets.iter().map(|(index, _)| *index).collect();
+        let len = layout.fragment_len();
+        for from in (0..len).step_by(STEP as usize) {
+            let span = layout.grains(from, (from + STEP).min(len));
+            let present = fetch::sources(self, manifest, span, &without).await?;
+            let (policy, indexes) = (layout.policy, wanted.clone());
+            let work = move || erasure::rebuild(policy, &present, &indexes);
+            let rebuilt = self.blocking.run(work).await?;
+            let mut shares = vec![Vec::new(); layout.policy.total()];
+            for (index, bytes) in wanted.iter().zip(rebuilt) {
+                shares[*index].push(bytes);
+            }
+            lanes.append(shares, 1).await?;
+        }
+        Ok(())
+    }
+
+    /// What was made takes the place of what was bad.
+    async fn exchange(
+        self: &Arc<Self>,
+        order: &Order,
+        manifest: &Arc<Manifest>,
+        bad: &[Fragment],
+        lanes: &mut Lanes,
+    ) -> Result<u64> {
+        let old = |index: u8| bad.iter().find(|fragment| fragment.index == index).copied();
+        let made = lanes.stored();
+        for fragment in &made {
+            let known = old(fragment.index).map(|fragment| fragment.crc);
+            let known = known.or(manifest.policy.is_copies().then_some(manifest.crc));
+            if known.is_some_and(|crc| crc != fragment.crc) {
+                let (index, name) = (fragment.index, &order.name);
+                let message = format!("object {name:?}: fragment {index} was rebuilt differently");
+                return Err(Fault::bug(message));
+            }
+        }
+        let moves: Vec<(Option<Fragment>, Option<Fragment>)> =
+            made.iter().map(|fragment| (old(fragment.index), Some(*fragment))).collect();
+        let (target, object) = (order.clone(), manifest.id);
+        let count = moves.len() as u64;
+        let exchange = move |inner: &Arc<Self>| {
+            inner.nsm.move_fragments(&target.namespace, &target.name, object, &moves)
+        };
+        let outcome = self.run(exchange).await;
+        lanes.settle(matches!(outcome, Ok(true)), outcome.as_ref().err());
+        self.wakes.notify_one();
+        // Changed meanwhile: someone else repaired or deleted it.
+        Ok(if outcome? { count } else { 0 })
+    }
+}
