@@ -156,12 +156,12 @@ impl StoreState {
 
     fn count_flying(&mut self, host: usize, namespace: &str) {
         let puts = self.flying.values().filter_map(|(_, change)| match change {
-            Change::Put(_, _, body) => Some(body.len() as u64),
+            Change::Put(_, _, body, _) => Some(body.len() as u64),
             Change::CreateNamespace(_) | Change::DeleteNamespace(_) | Change::Delete(..) => None,
         });
         self.peak_flying_bytes = self.peak_flying_bytes.max(puts.sum());
         let scos = self.flying.values().filter(|(of, change)| match change {
-            Change::Put(space, name, _) => {
+            Change::Put(space, name, _, _) => {
                 *of == host && space == namespace && name.starts_with(names::SCO_PREFIX)
             }
             Change::CreateNamespace(_) | Change::DeleteNamespace(_) | Change::Delete(..) => false,
