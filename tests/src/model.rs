@@ -455,12 +455,7 @@ impl Model {
     }
 
     /// Everything that reached `demanded` must be there; what is there lies in `kept`.
-    fn go_on_from(
-        &mut self,
-        seen: Vec<OpNo>,
-        demanded: Place,
-        kept: Place,
-    ) -> Result<(), String> {
+    fn go_on_from(&mut self, seen: Vec<OpNo>, demanded: Place, kept: Place) -> Result<(), String> {
         if seen.len() != self.now.len() {
             if self.resizing != Some(seen.len()) {
                 return Err(format!(
@@ -620,7 +615,8 @@ impl<'a> Search<'a> {
              nearest is tick {until} of {} with {wrong} wrong sectors:",
             self.model.tag, self.model.tick
         );
-        let wrong: Vec<usize> = (0..state.len()).filter(|n| differs(state[*n], self.seen[*n])).collect();
+        let wrong: Vec<usize> =
+            (0..state.len()).filter(|n| differs(state[*n], self.seen[*n])).collect();
         for (first, count) in runs(&wrong).into_iter().take(12) {
             let part = |content: &[OpNo]| numbered(&content[first..first + count]);
             text += &format!(" [{first}+{count}] {} for {};", part(self.seen), part(&state));

@@ -149,9 +149,8 @@ impl Decay {
                 if *of != volume.id() || !self.is_needed(volume, change) {
                     return Duty::GoOn;
                 }
-                let covers = |held: &&&Held| {
-                    held.seq > change.seq && held.clusters.contains(cluster)
-                };
+                let covers =
+                    |held: &&&Held| held.seq > change.seq && held.clusters.contains(cluster);
                 Duty::Name { cluster: *cluster, shows: held.iter().any(|held| covers(&held)) }
             }
             What::Record(record) => {
@@ -297,9 +296,8 @@ impl Target<'_> {
 
     /// A cluster of a record that is known to have been durable.
     fn cluster(&self, rng: &mut Rng) -> Option<What> {
-        let durable = |found: &Found| {
-            found.header.record <= self.watermark && found.header.payload_bytes > 0
-        };
+        let durable =
+            |found: &Found| found.header.record <= self.watermark && found.header.payload_bytes > 0;
         let found = self.any(durable, rng)?;
         let blocks = u64::from(found.header.payload_bytes) / BLOCK;
         let block = found.at + BLOCK + rng.below(blocks) * BLOCK;

@@ -57,7 +57,8 @@ impl Step {
 
     pub fn draw(rng: &mut Rng) -> Self {
         use Step::{
-            Cache, Churn, Drain, Flush, Race, Read, ReadNow, Resize, Status, Trim, Write, WriteNow, Zeroes,
+            Cache, Churn, Drain, Flush, Race, Read, ReadNow, Resize, Status, Trim, Write, WriteNow,
+            Zeroes,
         };
         let fua = if rng.chance(100_000) { Fua::Yes } else { Fua::No };
         let mode = if rng.coin() { ZeroMode::MayPunch } else { ZeroMode::Allocate };
@@ -139,12 +140,7 @@ impl Guest {
         Self::with_model(self.plan.clone(), model, self.findings.clone(), excused)
     }
 
-    fn with_model(
-        plan: VolumePlan,
-        model: Model,
-        findings: Findings,
-        excused: Excuse,
-    ) -> Self {
+    fn with_model(plan: VolumePlan, model: Model, findings: Findings, excused: Excuse) -> Self {
         Self {
             plan,
             model: RefCell::new(model),
@@ -592,14 +588,19 @@ impl Guest {
             return Some(words);
         };
         let decoded = self.model.borrow().decode(span.first, &data);
-        decoded.map_err(|what| self.complain(Step::Read, format!("P2 after a restart: {what}"))).ok()
+        decoded
+            .map_err(|what| self.complain(Step::Read, format!("P2 after a restart: {what}")))
+            .ok()
     }
 
     /// Reads the whole volume after a crash and checks it against P1. False when it could not be read.
     pub async fn recover(&self, volume: &Volume, kept: Place) -> bool {
         let Some(words) = self.look(volume).await else { return false };
         if let Some(bad) = words.iter().position(|word| *word == UNREADABLE) {
-            self.complain(Step::Read, format!("P2: sector {bad} cannot be read, and nothing is damaged"));
+            self.complain(
+                Step::Read,
+                format!("P2: sector {bad} cannot be read, and nothing is damaged"),
+            );
             return false;
         }
         self.settle_for(self.model.borrow_mut().recover(words, kept))

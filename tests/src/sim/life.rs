@@ -170,7 +170,8 @@ impl Sim {
         // The operator's decision about damage is to give the local state up, sooner or later.
         let gives_up = self.read_only.get() && trouble.coin();
         let crash = if gives_up { Crash::DiscardLocal } else { crash };
-        let others = trouble.pick(&[(4, Crash::Kill), (3, Crash::PowerLoss), (1, Crash::DiscardLocal)]);
+        let others =
+            trouble.pick(&[(4, Crash::Kill), (3, Crash::PowerLoss), (1, Crash::DiscardLocal)]);
         for host in 0..HOSTS {
             let crash = if host == owner { crash } else { others };
             tracing::info!(host, owner = host == owner, ?crash, "starts again");
@@ -313,7 +314,8 @@ impl Sim {
             _ => guest.model.borrow().check(words, kept),
         };
         guest.settle_for(outcome);
-        let write = Request::Write { offset: ByteOffset(0), data: vec![1; 512].into(), fua: Fua::No };
+        let write =
+            Request::Write { offset: ByteOffset(0), data: vec![1; 512].into(), fua: Fua::No };
         if volume.submit(write).await.is_ok() {
             guest.settle_for(Err("P1: a read-only volume took a write".to_owned()));
         }
@@ -326,7 +328,8 @@ impl Sim {
     /// A clean end: what was acknowledged is journalled afterwards.
     async fn close(&self, engine: &Engine) -> Result<()> {
         let guests = self.guests.borrow().clone();
-        let asked: Vec<_> = guests.iter().map(|guest| guest.model.borrow_mut().ask_sync()).collect();
+        let asked: Vec<_> =
+            guests.iter().map(|guest| guest.model.borrow_mut().ask_sync()).collect();
         match engine.close().await {
             Ok(()) => {}
             Err(_) if self.universe.broken_writes(self.serving.get()) > 0 => return Ok(()),

@@ -93,8 +93,12 @@ impl Trouble {
     /// A third of the runs has none of it; the others have local trouble, contested volumes, or both.
     fn draw(run: Run, faults: &mut Faults) -> Self {
         let mut rng = Rng::new(mix(run.seed ^ TROUBLE));
-        let (local, contested) =
-            rng.pick(&[(4, (false, false)), (4, (true, false)), (3, (false, true)), (1, (true, true))]);
+        let (local, contested) = rng.pick(&[
+            (4, (false, false)),
+            (4, (true, false)),
+            (3, (false, true)),
+            (1, (true, true)),
+        ]);
         let mut trouble = Self { journal_decays: 0, pages_decay: 0, contests: 0, rng: rng.fork() };
         if local {
             draw_disk_trouble(&mut faults.disk, &mut rng);

@@ -196,6 +196,11 @@ impl Rig {
         engine.open_volume(&self.guest.plan).await
     }
 
+    /// The volume's objects are there: it is opened, not made.
+    pub fn already_made(&self) {
+        self.created.set(true);
+    }
+
     /// Opens again and checks what the last crash left against P1; then this crash.
     pub fn verify(&mut self, crash: Crash) {
         let kept = std::mem::replace(&mut self.kept, Place::Journal);

@@ -193,7 +193,8 @@ impl Sim {
             Err(_) if self.universe.is_down(loser) => return,
             Err(_) => {
                 let state = outgoing.describe();
-                self.findings.add(format!("P3: a stale owner waits for an upload for ever:{state}"));
+                self.findings
+                    .add(format!("P3: a stale owner waits for an upload for ever:{state}"));
                 return;
             }
         };

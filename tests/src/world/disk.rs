@@ -257,6 +257,13 @@ impl DiskState {
         true
     }
 
+    /// Makes a file with these contents, in place of one of the same name.
+    pub fn plant(&mut self, name: &str, id: u64, bytes: Vec<u8>) {
+        let file = FileState { durable: bytes.clone(), visible: bytes, ..FileState::zeroed(0) };
+        self.names.insert(name.to_owned(), id);
+        self.files.insert(id, file);
+    }
+
     /// Replaces bytes of a file, durably.
     pub fn overwrite(&mut self, name: &str, at: u64, bytes: &[u8]) -> bool {
         let Some(file) = self.names.get(name).and_then(|id| self.files.get_mut(id)) else {
@@ -542,12 +549,7 @@ impl DiskFile for SimFile {
 }
 
 impl Link {
-    fn finish_write(
-        &self,
-        flight: u64,
-        place: (u64, u64),
-        durability: Durability,
-    ) -> Result<()> {
+    fn finish_write(&self, flight: u64, place: (u64, u64), durability: Durability) -> Result<()> {
         let now = self.now();
         let mut guard = self.state();
         let state = &mut *guard;

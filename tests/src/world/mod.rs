@@ -26,7 +26,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use volumedriver::world::World;
-use volumedriver_core::units::VolumeId;
+use volumedriver_core::units::{PageNo, VolumeId};
 
 use disk::{DiskState, SimDisk};
 use faults::{Crash, Faults};
@@ -311,6 +311,23 @@ impl Universe {
         damage: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>,
     ) -> bool {
         self.state().store.damage(namespace, name, damage)
+    }
+
+    /// Puts an object in place behind the store's back; nothing of it is checked.
+    pub fn plant_object(&self, namespace: &str, name: &str, body: bytes::Bytes) {
+        self.state().store.plant(namespace, name, body);
+    }
+
+    /// Puts a file in place behind host 0's back.
+    pub fn plant_file(&self, name: &str, bytes: Vec<u8>) {
+        let mut state = self.state();
+        let id = state.take_flight_no();
+        state.hosts[0].disk.plant(name, id, bytes);
+    }
+
+    /// Puts a page in place behind host 0's back.
+    pub fn plant_page(&self, volume: VolumeId, page: PageNo, bytes: bytes::Bytes) {
+        self.state().hosts[0].pages.plant(volume, page, bytes);
     }
 
     /// What the world saw broken so far.

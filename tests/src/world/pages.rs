@@ -79,6 +79,11 @@ impl PagesState {
         self.visible = self.durable.clone();
     }
 
+    pub fn plant(&mut self, volume: VolumeId, page: PageNo, bytes: Bytes) {
+        self.durable.pages.insert((volume, page.0), bytes.clone());
+        self.visible.pages.insert((volume, page.0), bytes);
+    }
+
     /// Flips a bit of a page, as a disk does that decays; with the canary, one that no checksum shows. The page, if there is
     /// one.
     pub fn decay(&mut self, canary: Option<Canary>, rng: &mut Rng) -> Option<(VolumeId, u64)> {

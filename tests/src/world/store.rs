@@ -87,8 +87,7 @@ impl Change {
 impl Change {
     fn lacks_room(&self, faults: &StoreFaults, now: Duration) -> bool {
         let Self::Put(.., purpose) = self else { return false };
-        is_in(&faults.full, now)
-            || *purpose == Purpose::Data && is_in(&faults.full_of_data, now)
+        is_in(&faults.full, now) || *purpose == Purpose::Data && is_in(&faults.full_of_data, now)
     }
 }
 
@@ -192,6 +191,12 @@ impl StoreState {
             None => drop(space.objects.remove(name)),
         }
         true
+    }
+
+    pub fn plant(&mut self, namespace: &str, name: &str, body: Bytes) {
+        let space = self.namespaces.entry(namespace.to_owned()).or_default();
+        let object = Object { body, forged: None, born: Duration::ZERO };
+        space.objects.insert(name.to_owned(), object);
     }
 
     /// Names as they were at `seen`.

@@ -52,7 +52,10 @@ impl Image {
                 }
             }
         }
-        tracing::error!(blocks = image.holes.len(), "blocks of a write buffer segment are unreadable");
+        tracing::error!(
+            blocks = image.holes.len(),
+            "blocks of a write buffer segment are unreadable"
+        );
         Ok(image)
     }
 

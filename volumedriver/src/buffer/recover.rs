@@ -13,9 +13,9 @@ use volumedriver_core::fault::{Fault, Kind, Result};
 use volumedriver_core::format::journal::{BLOCK_BYTES, BadCluster, RecordHeader};
 use volumedriver_core::format::segment::SegmentHeader;
 
-use super::replay::{Replay, Replayed};
 use super::device;
 use super::image::Image;
+use super::replay::{Replay, Replayed};
 use super::segment::{Header, Segment};
 use super::tail::{BLOCK, Tail, segment_name};
 use super::{BufferConfig, FileOf};
@@ -280,8 +280,7 @@ fn infer_lost_header<F: DiskFile>(files: &mut [FoundFile<F>]) {
     let mut lost: Vec<_> =
         files.iter_mut().filter(|file| matches!(file.state, Found::Unreadable)).collect();
     if let ([use_no], [file]) = (&missing[..], &mut lost[..]) {
-        file.state =
-            Found::Used(Use { use_no: *use_no, first_record: None, cut_short: false });
+        file.state = Found::Used(Use { use_no: *use_no, first_record: None, cut_short: false });
     }
 }
 
@@ -438,9 +437,8 @@ impl Journal {
     fn ends_at_a_hole<F>(&self, used: &[UsedFile<F>], holes: &[Vec<u64>]) -> bool {
         let last = self.records.last();
         let (segment, end) = last.map_or((0, BLOCK), |last| (last.used, last.end()));
-        let hole_at = |segment: usize, at: u64| {
-            holes.get(segment).is_some_and(|holes| holes.contains(&at))
-        };
+        let hole_at =
+            |segment: usize, at: u64| holes.get(segment).is_some_and(|holes| holes.contains(&at));
         let cut_short = used.get(segment).is_some_and(|segment| segment.at.cut_short);
         cut_short || hole_at(segment, end) || hole_at(segment + 1, BLOCK)
     }

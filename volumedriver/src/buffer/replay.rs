@@ -74,11 +74,7 @@ pub(super) struct Replay {
 
 impl Replay {
     /// Puts all records together; notes in the tail where their clusters lie.
-    pub fn run<F>(
-        tail: &mut Tail<F>,
-        places: &[Option<usize>],
-        journal: Journal,
-    ) -> Replayed {
+    pub fn run<F>(tail: &mut Tail<F>, places: &[Option<usize>], journal: Journal) -> Replayed {
         let mut replay = Self::default();
         let mut lost = journal.lost.into_iter().peekable();
         for (position, record) in journal.records.into_iter().enumerate() {

@@ -78,9 +78,8 @@ impl<W: World> Volume<W> {
                 }
             }
         }
-        let build = |(page, extents): (PageNo, Vec<MapExtent>)| {
-            (page, Page::from_extents(page, &extents))
-        };
+        let build =
+            |(page, extents): (PageNo, Vec<MapExtent>)| (page, Page::from_extents(page, &extents));
         Ok(parts.into_iter().map(build).collect())
     }
 

@@ -188,14 +188,19 @@ impl<W: World> Volume<W> {
         self.log.dispose(published);
         let tail = replayed.scos.into_iter().filter(|s| s.id.seq > published).collect();
         let tail = self.without_obsolete(tail);
-        let failed = self.check_cluster_size(replayed.cluster_size).and_then(|()| self.replay_tail(tail));
         let published = self.published_seq.get();
         let relevant = |d: &&Damage| {
             let unpublished = d.seqs.is_none_or(|(_, last)| last > published);
             unpublished && d.epoch.is_none_or(|epoch| self.is_ours_since(epoch))
         };
         let damage = replayed.damage.iter().filter(relevant).map(|d| d.message.clone());
-        let all: Vec<String> = damage.chain(failed.err().map(|fault| fault.to_string())).collect();
+        let mut all: Vec<String> = damage.collect();
+        let replay =
+            self.check_cluster_size(replayed.cluster_size).and_then(|()| self.replay_tail(tail));
+        all.extend(replay.err().map(|fault| fault.to_string()));
+        // A damaged volume adds nothing to the journal: an entry behind the gap would say that there is none.
+        let sealed = if all.is_empty() { self.seal_replayed() } else { Ok(()) };
+        all.extend(sealed.err().map(|fault| fault.to_string()));
         if !all.is_empty() {
             let all = all.join("; ");
             self.keep_damage(format!("flushed data in the write buffer is damaged: {all}"));
@@ -276,9 +281,16 @@ impl<W: World> Volume<W> {
                 self.replayed_seal(&mut core);
             }
         }
-        // The last one goes on in this epoch under the next name: its own ends here.
+        Ok(())
+    }
+
+    /// The last SCO replayed goes on in this epoch under the next name: its own ends here.
+    fn seal_replayed(&self) -> Result<()> {
+        let mut core = self.core.borrow_mut();
         if core.has_open_changes() && self.seal_now(&mut core).is_none() {
-            return Err(Fault::no_space("no room in the write buffer to end its last SCO"));
+            let failure = self.shared.buffer.failure();
+            let no_room = || Fault::no_space("no room in the write buffer to end its last SCO");
+            return Err(failure.unwrap_or_else(no_room));
         }
         self.sealed.notify_one();
         Ok(())

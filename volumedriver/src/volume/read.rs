@@ -199,7 +199,8 @@ impl<W: World> Volume<W> {
     /// From the read cache, and what it lacks from the backend.
     async fn fetch_published(&self, at: Location, count: u32, ahead: u32) -> Result<Vec<Bytes>> {
         let origin = self.core.borrow().shape().origin_of(at.sco);
-        let origin = origin.ok_or_else(|| Fault::corrupt(format!("SCO {} has no origin", at.sco)))?;
+        let origin =
+            origin.ok_or_else(|| Fault::corrupt(format!("SCO {} has no origin", at.sco)))?;
         let key = ScoKey::new(origin, at.sco);
         if count >= SCAN_CLUSTERS {
             return Ok(vec![self.ask_backend(key, at.index, count, 0).await?]);

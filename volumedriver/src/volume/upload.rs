@@ -242,7 +242,8 @@ impl<W: World> Volume<W> {
         let body = vec![manifest.encode()];
         let world = &self.shared.world;
         let put =
-            put_certainly(world, &namespace, &names::manifest(no), body, || self.is_closing()).await;
+            put_certainly(world, &namespace, &names::manifest(no), body, || self.is_closing())
+                .await;
         if let Err(fault) = put {
             if fault.kind == Kind::Fenced {
                 self.enter_fenced();

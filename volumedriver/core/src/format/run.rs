@@ -276,7 +276,10 @@ impl RunIndex {
     pub fn check(&self, volume: VolumeId, named: &RunRef, size: ClusterCount) -> Result<()> {
         let RunRef { no, epoch, entry_count, .. } = *named;
         if self.header != (RunHeader { volume, epoch, no, entry_count }) {
-            return Err(Fault::corrupt(format!("it is not the run it is named: {:?}", self.header)));
+            return Err(Fault::corrupt(format!(
+                "it is not the run it is named: {:?}",
+                self.header
+            )));
         }
         match self.blocks.last() {
             Some(last) if last.end.0 > size.0 => Err(Fault::corrupt(format!(

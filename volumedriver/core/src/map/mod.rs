@@ -87,9 +87,8 @@ impl Loads {
     }
 
     fn is_stale(&self, page: u64, since: &Loading) -> bool {
-        let touched = |(first, end, at): &(u64, u64, u64)| {
-            *at > since.0 && (*first..*end).contains(&page)
-        };
+        let touched =
+            |(first, end, at): &(u64, u64, u64)| *at > since.0 && (*first..*end).contains(&page);
         self.changed.iter().any(touched)
     }
 }
