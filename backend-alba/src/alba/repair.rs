@@ -75,6 +75,8 @@ pub(super) fn start(inner: &Arc<Inner>, mut notices: mpsc::Receiver<Notice>) {
             let ill = Ill { fragments, ..Ill::default() };
             let (namespace, name) = (&notice.namespace, &notice.name);
             match inner.repair(namespace, name, &ill).await {
+                // Noticed by several reads: one of them was enough.
+                Ok(done) if done == Repaired::default() => {}
                 Ok(done) => {
                     tracing::info!(%namespace, %name, ?done, "repaired an object in passing")
                 }
