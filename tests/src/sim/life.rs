@@ -132,7 +132,10 @@ impl Sim {
         let (crash, gates) = self.plan.draw_end();
         let gates = gates.filter(|_| !last);
         let mut rng = self.plan.rng.fork();
-        self.guests.borrow().iter().for_each(|guest| guest.reset());
+        for guest in self.guests.borrow().iter() {
+            guest.reset();
+            *guest.excused.borrow_mut() = self.excused.clone();
+        }
         if let Some(gates) = gates {
             self.universe.crash_after(self.serving.get(), gates);
         }

@@ -52,6 +52,8 @@ impl Sim {
         // From here on a crash of the new owner is what ends the life.
         self.contested.set(true);
         self.serving.set(winner);
+        // Until it has a volume, the winner's host has nothing of it but what is on the backend.
+        self.kept.iter().for_each(|kept| kept.set(Place::Backend));
         if rng.coin() {
             self.universe.crash_after(winner, rng.between(300, 6000));
         }
@@ -154,6 +156,7 @@ impl Sim {
         let words = guest.look(volume).await?;
         let outcome = guest.model.borrow_mut().recover(words.clone(), Place::Backend);
         self.guests.borrow_mut()[n] = guest.clone();
+        self.kept[n].set(Place::Journal);
         guest.settle_for(outcome).then_some(words)
     }
 

@@ -407,7 +407,9 @@ impl Journal {
                 break;
             }
         }
-        if journal.ends_at_a_hole(used, &holes) {
+        // Unless it is counted already: a record behind it told that one is missing.
+        let counted = journal.lost.last().is_some_and(|lost| lost.2 == journal.records.len());
+        if !counted && journal.ends_at_a_hole(used, &holes) {
             journal.last_record += 1;
             let lost = journal.last_record;
             journal.lost.push((lost, lost, journal.records.len()));
