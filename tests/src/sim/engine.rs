@@ -4,7 +4,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use volumedriver::buffer::BufferConfig;
-use volumedriver::cache::CacheConfig;
+use volumedriver::cache::ssd::SsdConfig;
+use volumedriver::cache::{CacheConfig, DiskTier};
 use volumedriver::metrics::ShardMetrics;
 use volumedriver::shard::{Shard, ShardConfig, VolumeSpec};
 use volumedriver::volume;
@@ -35,7 +36,10 @@ impl Engine {
         };
         let cache = CacheConfig {
             ram_bytes: sizes.cache_bytes,
-            ssd_bytes: 0,
+            disk: match sizes.cache_disk_bytes {
+                0 => DiskTier::Off,
+                bytes => DiskTier::On(SsdConfig { node, bytes, region_bytes: 64 << 10 }),
+            },
             cluster_size: ClusterSize::DEFAULT,
         };
         let config = ShardConfig { node, buffer, cache, metrics: ShardMetrics::detached() };

@@ -14,7 +14,7 @@ use super::plan::Plan;
 use super::{Findings, Outcome, runtime};
 use crate::model::Place;
 use crate::world::faults::Crash;
-use crate::world::rng::Rng;
+use crate::world::rng::{Rng, mix};
 use crate::world::{SimWorld, Universe};
 
 /// Virtual time in which a life must get its work done, beyond any outage: what takes longer hangs.
@@ -121,9 +121,21 @@ impl Sim {
         }
         self.crashes += 1;
         self.universe.restart(crash);
+        self.let_cache_rot();
         if crash == Crash::DiscardLocal {
             self.node.set(NodeId(rng.bytes16()));
             self.kept.iter().for_each(|kept| kept.set(Place::Backend));
+        }
+    }
+
+    /// The read cache's disk loses bits between two lives.
+    fn let_cache_rot(&self) {
+        let mut rng = Rng::new(mix(self.plan.run.seed ^ 0xcac4_e0f5_ee45_0002) ^ self.crashes);
+        let files = self.universe.files();
+        for (name, len) in files.iter().filter(|(name, _)| name.starts_with("cache-")) {
+            for _ in 0..rng.pick(&[(1, 0), (1, 8), (1, 400)]) {
+                self.universe.flip_in_file(name, rng.below(*len), rng.below(8) as u32);
+            }
         }
     }
 
@@ -214,10 +226,10 @@ impl Sim {
         }
     }
 
-    /// P5: the write buffer keeps within its files.
+    /// P5: the write buffer and the read cache keep within their files.
     fn check_ceilings(&self) {
         let sizes = self.plan.buffer;
-        let ceiling = sizes.segment_bytes * u64::from(sizes.segment_count);
+        let ceiling = sizes.segment_bytes * u64::from(sizes.segment_count) + sizes.cache_disk_bytes;
         let peak = self.universe.peak_disk_bytes();
         if peak > ceiling {
             self.findings.add(format!("P5: local files took {peak} bytes of {ceiling}"));

@@ -33,6 +33,8 @@ pub struct BufferSizes {
     pub memory_bytes: u64,
     pub batch_bytes: u64,
     pub cache_bytes: u64,
+    /// The read cache's disk, 0 for none.
+    pub cache_disk_bytes: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -51,7 +53,8 @@ impl Plan {
         let mut rng = Rng::new(mix(run.seed));
         let mut faults = draw_faults(&mut rng);
         faults.canary = run.canary;
-        let buffer = draw_buffer(&mut rng);
+        let mut buffer = draw_buffer(&mut rng);
+        draw_cache_disk(run.seed, &mut buffer, &mut faults);
         let count = rng.pick(&[(6, 1), (3, 2), (1, 3)]);
         let volumes = (0..count).map(|n| draw_volume(n, &mut rng)).collect();
         let lives = rng.between(1, 5);
@@ -80,7 +83,26 @@ fn draw_buffer(rng: &mut Rng) -> BufferSizes {
         memory_bytes: rng.pick(&[(2, MIB), (2, 2 * MIB), (1, 8 * MIB)]),
         batch_bytes: rng.pick(&[(1, 16 << 10), (2, 128 << 10), (1, 512 << 10)]),
         cache_bytes: rng.pick(&[(1, 0), (2, 256 << 10), (2, 4 * MIB)]),
+        cache_disk_bytes: 0,
     }
+}
+
+/// The read cache's disk may do whatever it likes. Drawn apart, so that the rest of a seed's plan is the same without it.
+fn draw_cache_disk(seed: u64, sizes: &mut BufferSizes, faults: &mut Faults) {
+    let mut rng = Rng::new(mix(seed ^ 0xcac4_e0f5_ee45_0001));
+    sizes.cache_disk_bytes = rng.pick(&[(2, 0), (3, MIB), (2, 4 * MIB)]);
+    if sizes.cache_disk_bytes > 0 && rng.coin() {
+        // Small enough for the disk to be used.
+        sizes.cache_bytes = sizes.cache_bytes.min(64 << 10);
+    }
+    faults.cache = DiskFaults {
+        delay_ms: rng.pick(&[(4, 0), (3, 3), (2, 200), (1, 20_000)]),
+        delayed: rng.pick(&[(2, 20_000), (1, 500_000)]),
+        flip_on_read: rng.pick(&[(3, 0), (1, 20_000), (1, 500_000)]),
+        read_error: rng.pick(&[(4, 0), (1, 3_000)]),
+        write_error: rng.pick(&[(4, 0), (1, 30_000)]),
+        capacity: rng.pick(&[(9, u64::MAX), (1, MIB)]),
+    };
 }
 
 fn draw_volume(n: u64, rng: &mut Rng) -> VolumePlan {
@@ -135,7 +157,7 @@ fn draw_faults(rng: &mut Rng) -> Faults {
     if rng.chance(150_000) {
         store.full.push(draw_window(rng));
     }
-    Faults { disk, store, canary: None }
+    Faults { disk, store, ..Faults::default() }
 }
 
 fn draw_window(rng: &mut Rng) -> Window {

@@ -76,6 +76,7 @@ pub fn small_sizes() -> BufferSizes {
         memory_bytes: 2 << 20,
         batch_bytes: 64 << 10,
         cache_bytes: 0,
+        cache_disk_bytes: 0,
     }
 }
 

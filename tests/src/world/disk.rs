@@ -12,7 +12,7 @@ use volumedriver::io::buf::{AlignedBuf, AreaSlice};
 use volumedriver::world::{Disk, DiskFile, Durability};
 use volumedriver_core::fault::{Fault, Result};
 
-use super::faults::{Canary, Crash};
+use super::faults::{Canary, Crash, DiskFaults, Faults};
 use super::rng::Rng;
 use super::{Link, State, mix, name_word};
 
@@ -30,6 +30,26 @@ pub struct SimFile {
     link: Link,
     id: u64,
     len: u64,
+    device: Device,
+}
+
+/// Which of the host's devices a file lies on: they fail separately.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Device {
+    Buffer,
+    Cache,
+}
+
+impl Device {
+    fn of(name: &str) -> Self {
+        if name.starts_with("cache-") { Self::Cache } else { Self::Buffer }
+    }
+    fn faults(self, faults: &Faults) -> &DiskFaults {
+        match self {
+            Self::Buffer => &faults.disk,
+            Self::Cache => &faults.cache,
+        }
+    }
 }
 
 /// All files of one host.
@@ -260,10 +280,11 @@ impl Drop for FlyingGuard<'_> {
 }
 
 impl Link {
-    async fn disk_delay(&self) {
+    async fn disk_delay(&self, device: Device) {
         let (longest, delayed) = {
             let state = self.state();
-            (state.faults.disk.delay_ms, state.faults.disk.delayed)
+            let faults = device.faults(&state.faults);
+            (faults.delay_ms, faults.delayed)
         };
         self.delay(1, longest.max(1), delayed).await;
     }
@@ -278,7 +299,7 @@ impl Disk for SimDisk {
 
     async fn list(&self) -> Result<Vec<(String, u64)>> {
         self.0.gate("disk.list", 0).await;
-        self.0.disk_delay().await;
+        self.0.disk_delay(Device::Buffer).await;
         self.0.gate("disk.listed", 0).await;
         let mut state = self.0.state();
         let mut names = state.disk(&self.0).names();
@@ -291,10 +312,11 @@ impl Disk for SimDisk {
 
     async fn create(&self, name: &str, len: u64) -> Result<SimFile> {
         let link = &self.0;
+        let device = Device::of(name);
         link.gate("disk.create", name_word(name) ^ len).await;
         let id = {
             let mut state = link.state();
-            let (id, capacity) = (state.take_flight_no(), state.faults.disk.capacity);
+            let (id, capacity) = (state.take_flight_no(), device.faults(&state.faults).capacity);
             let disk = state.disk(link);
             if disk.used_bytes().saturating_add(len) > capacity {
                 return Err(Fault::no_space(format!(
@@ -307,7 +329,7 @@ impl Disk for SimDisk {
             disk.creating.insert(id, (name.to_string(), len));
             id
         };
-        link.disk_delay().await;
+        link.disk_delay(device).await;
         link.gate("disk.creating", 0).await;
         {
             let mut state = link.state();
@@ -318,7 +340,7 @@ impl Disk for SimDisk {
             disk.peak_bytes = disk.peak_bytes.max(disk.used_bytes());
         }
         link.gate("disk.created", 0).await;
-        Ok(SimFile { link: link.clone(), id, len })
+        Ok(SimFile { link: link.clone(), id, len, device })
     }
 
     async fn open(&self, name: &str) -> Result<SimFile> {
@@ -329,7 +351,8 @@ impl Disk for SimDisk {
         let file = id.and_then(|id| Some((id, disk.files.get(&id)?)));
         let (id, file) =
             file.ok_or_else(|| Fault::invalid(format!("there is no local file {name}")))?;
-        Ok(SimFile { link: self.0.clone(), id, len: file.visible.len() as u64 })
+        let (len, device) = (file.visible.len() as u64, Device::of(name));
+        Ok(SimFile { link: self.0.clone(), id, len, device })
     }
 
     async fn remove(&self, name: &str) -> Result<()> {
@@ -341,7 +364,7 @@ impl Disk for SimDisk {
             state.disk(link).removing.insert(flight, name.to_string());
             flight
         };
-        link.disk_delay().await;
+        link.disk_delay(Device::of(name)).await;
         link.gate("disk.removing", 0).await;
         let gone = {
             let mut state = link.state();
@@ -376,14 +399,14 @@ impl DiskFile for SimFile {
         let link = &self.link;
         link.gate("file.read", self.id << 48 ^ offset ^ (buf.len() as u64) << 32).await;
         self.check("read", offset, buf.len())?;
-        link.disk_delay().await;
+        link.disk_delay(self.device).await;
         link.gate("file.reading", 0).await;
         let mut guard = link.state();
         let state = &mut *guard;
-        if state.rng.chance(state.faults.disk.read_error) {
+        if state.rng.chance(self.device.faults(&state.faults).read_error) {
             return Err(input_output_error("reading", self.id));
         }
-        let flip = state.rng.chance(state.faults.disk.flip_on_read);
+        let flip = state.rng.chance(self.device.faults(&state.faults).flip_on_read);
         let Some(file) = state.hosts[link.host].disk.files.get(&self.id) else {
             return Err(input_output_error("reading", self.id));
         };
@@ -419,12 +442,12 @@ impl DiskFile for SimFile {
             flight
         };
         let guard = FlyingGuard { link, flight };
-        link.disk_delay().await;
+        link.disk_delay(self.device).await;
         link.gate("file.writing", 0).await;
         let failed = {
             let mut guard = link.state();
             let state = &mut *guard;
-            let failed = state.rng.chance(state.faults.disk.write_error);
+            let failed = state.rng.chance(self.device.faults(&state.faults).write_error);
             if failed {
                 let disk = &mut state.hosts[link.host].disk;
                 if let Some(write) = disk.writes.remove(&flight) {
@@ -448,12 +471,12 @@ impl DiskFile for SimFile {
             let file = state.disk(link).files.get(&self.id);
             file.map(|f| f.dirty.iter().copied().collect()).unwrap_or_default()
         };
-        link.disk_delay().await;
+        link.disk_delay(self.device).await;
         link.gate("file.syncing", covered.len() as u64).await;
         {
             let mut guard = link.state();
             let state = &mut *guard;
-            if state.rng.chance(state.faults.disk.write_error) {
+            if state.rng.chance(self.device.faults(&state.faults).write_error) {
                 return Err(input_output_error("syncing", self.id));
             }
             let skipped = state.faults.canary == Some(Canary::SkippedFlush);

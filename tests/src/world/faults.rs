@@ -6,6 +6,8 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     pub disk: DiskFaults,
+    /// What the read cache's files (`cache-...`) suffer instead of `disk`: nothing may ever come of it.
+    pub cache: DiskFaults,
     pub store: StoreFaults,
     pub canary: Option<Canary>,
 }

@@ -63,6 +63,14 @@ pub struct Found {
     life: u32,
 }
 
+impl Found {
+    /// What lies in another slot of the same region at the same time.
+    #[must_use]
+    pub fn beside(self, slot: Slot) -> Self {
+        Self { slot, ..self }
+    }
+}
+
 /// A region that was taken back and is being filled.
 #[derive(Debug, PartialEq, Eq)]
 pub struct OpenRegion {
