@@ -681,6 +681,17 @@ fn what_does_not_fit_into_memory_is_read_from_the_cache_disk_the_second_time() {
     assert_eq!(cached.disk_hits(), 0);
     cached.read_all();
     let hits = cached.disk_hits();
+    // Some were dropped where the disk was slower than the backend; they come in later.
+    assert!(hits > Cached::CLUSTERS / 4, "{hits} of {}: {}", Cached::CLUSTERS, cached.cache());
+    for _ in 0..10 {
+        if cached.figure("disk", "used_bytes") > 36 << 20 {
+            break;
+        }
+        cached.read_all();
+    }
+    let before = cached.disk_hits();
+    cached.read_all();
+    let hits = cached.disk_hits() - before;
     assert!(hits > Cached::CLUSTERS * 8 / 10, "{hits} of {}", Cached::CLUSTERS);
     cached.metric_reaches("volumedriver_cache_hits_total{tier=\"ssd\"}", hits as f64);
     cached.metric_reaches("volumedriver_cache_used_bytes{tier=\"ssd\"}", 30e6);

@@ -90,7 +90,7 @@ fn draw_buffer(rng: &mut Rng) -> BufferSizes {
 /// The read cache's disk may do whatever it likes. Drawn apart, so that the rest of a seed's plan is the same without it.
 fn draw_cache_disk(seed: u64, sizes: &mut BufferSizes, faults: &mut Faults) {
     let mut rng = Rng::new(mix(seed ^ 0xcac4_e0f5_ee45_0001));
-    sizes.cache_disk_bytes = rng.pick(&[(2, 0), (3, MIB), (2, 4 * MIB)]);
+    sizes.cache_disk_bytes = rng.pick(&[(2, 0), (3, 2 * MIB), (2, 4 * MIB)]);
     if sizes.cache_disk_bytes > 0 && rng.coin() {
         // Small enough for the disk to be used.
         sizes.cache_bytes = sizes.cache_bytes.min(64 << 10);

@@ -40,8 +40,8 @@ use file::{CacheFile, FileOf};
 pub const SLOT_BYTES: u64 = Index::SLOT_BYTES + Doorkeeper::SLOT_BYTES;
 /// Usual size of a region, bytes: what is written at a time, and taken back at a time.
 pub const REGION_BYTES: u64 = 1 << 20;
-/// Regions in memory: one being filled, one to follow it, and two on their way to the disk.
-const MOST_BATCHES: usize = 4;
+/// Regions in memory: one being filled, one to follow it, the others on their way to the disk.
+const MOST_BATCHES: usize = 8;
 /// A disk that keeps a reader waiting longer is taken for dead.
 const READ_PATIENCE: Duration = Duration::from_secs(5);
 /// A clean end waits this long for the disk.
@@ -332,8 +332,10 @@ impl Contents {
         batches.next().map(|batch| batch.area.slice(range).into_bytes())
     }
 
+    /// A region should be taken back, for clusters that come.
     fn region_is_needed(&self) -> bool {
-        self.filling.is_none() || self.next.is_none()
+        let being_filled = usize::from(self.filling.is_some()) + usize::from(self.next.is_some());
+        being_filled < 2 && self.full.len() + being_filled < MOST_BATCHES
     }
 }
 

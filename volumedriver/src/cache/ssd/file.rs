@@ -18,8 +18,8 @@ use super::SsdConfig;
 
 /// The name of the only file there is.
 const NAME: &str = "cache-0000";
-/// Regions below which a ring makes no sense.
-const LEAST_REGIONS: u64 = 8;
+/// The ring must be longer than what of it can be in memory at a time.
+const LEAST_REGIONS: u64 = 2 * super::MOST_BATCHES as u64;
 /// Slots a page of the catalogue is reckoned with; with very many logs it takes fewer, and the last ones find no page.
 const PAGE_SLOTS: u64 = 3000;
 

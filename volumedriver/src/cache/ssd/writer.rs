@@ -76,15 +76,15 @@ impl<W: World> SsdTier<W> {
         if self.is_closing.get() {
             return Work::Close;
         }
-        if let Some((bytes, slot)) = self.oldest_full(contents) {
-            return Work::Write(bytes, slot);
+        if contents.region_is_needed() {
+            // Something must remain to be thrown out, or the ring would not turn.
+            let most_kept = self.file.layout.shape.region_slots / 4 * 3;
+            return Work::Prepare(contents.index.plan_reclaim(most_kept));
         }
-        if !contents.region_is_needed() {
-            return Work::Wait;
+        match self.oldest_full(contents) {
+            Some((bytes, slot)) => Work::Write(bytes, slot),
+            None => Work::Wait,
         }
-        // Something must remain to be thrown out, or the ring would not turn.
-        let most_kept = self.file.layout.shape.region_slots / 4 * 3;
-        Work::Prepare(contents.index.plan_reclaim(most_kept))
     }
 
     fn oldest_full(&self, contents: &Contents) -> Option<(AreaSlice, Slot)> {
