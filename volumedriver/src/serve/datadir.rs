@@ -124,26 +124,26 @@ fn discard_all(
     known: Option<Identity>,
     places: Places<'_>,
 ) -> Result<Identity> {
-    let owner = identity::read(&places.buffer.join(OWNER_FILE))?;
     let ours = |owner: NodeId| {
         known.is_some_and(|known| known.node == owner || known.discarding == Some(owner))
     };
-    match owner {
-        Some(owner) if !ours(owner.node) && !places.buffer.starts_with(path) => {
-            return Err(another(WRITE_BUFFER, places.buffer, owner.node));
-        }
-        _ => {}
+    let of_buffer = identity::read(&places.buffer.join(OWNER_FILE))?.map(|owner| owner.node);
+    if let Some(owner) = of_buffer
+        && !ours(owner)
+        && !places.buffer.starts_with(path)
+    {
+        return Err(another(WRITE_BUFFER, places.buffer, owner));
     }
     let cache = places.cache.directory;
-    match identity::read(&cache.join(OWNER_FILE)).ok().flatten().map(|found| found.node) {
-        Some(node) if places.cache.is_used && !cache.starts_with(path) => {
-            if !ours(node) && owner.map(|owner| owner.node) != Some(node) {
-                return Err(another(READ_CACHE, cache, node));
-            }
-        }
-        _ => {}
+    let of_cache = identity::read(&cache.join(OWNER_FILE)).ok().flatten().map(|owner| owner.node);
+    if let Some(owner) = of_cache
+        && !(ours(owner) || of_buffer == of_cache)
+        && places.cache.is_used
+        && !cache.starts_with(path)
+    {
+        return Err(another(READ_CACHE, cache, owner));
     }
-    let discarding = owner.map(|owner| owner.node).or(known.map(|known| known.node));
+    let discarding = of_buffer.or(known.map(|known| known.node));
     let identity = Identity::new(shards, Some(discarding.unwrap_or(NodeId([0; 16]))));
     identity::write(&path.join(LAYOUT_FILE), identity)?;
     finish_discard(path, identity, places)
