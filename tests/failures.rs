@@ -584,3 +584,233 @@ fn a_buffer_that_does_not_fit_is_refused() {
     let said = refused(&folder.path().join("data"), &config);
     assert!(said.err.contains("buffer"), "{said}");
 }
+
+/// The content of 4 KiB of a disk, told by where it lies.
+fn telling(cluster: u64) -> Vec<u8> {
+    let mut random = Random::new(cluster + 1);
+    (0..512).flat_map(|_| random.below(u64::MAX).to_le_bytes()).collect()
+}
+
+/// A disk of 40 MiB on a backend of its own, behind a memory cache of 1 MiB and a disk cache.
+struct Cached {
+    daemon: Daemon,
+    _backend: Backend,
+    _folder: tempfile::TempDir,
+}
+
+impl Cached {
+    const CLUSTERS: u64 = 40 << 8;
+    /// Clusters read at a time.
+    const STEP: u64 = 16;
+
+    fn start(cache: &str) -> Self {
+        let folder = scratch();
+        let backend = Backend::start(folder.path());
+        let url = format!("backend = \"alba:unix:{}\"", backend.socket().display());
+        let config = SMALL
+            .replace("[vpool]", &format!("[vpool]\nreadahead_bytes = 0\n{url}"))
+            .replace("ram_bytes = \"16MiB\"\nssd_bytes = \"64MiB\"", cache);
+        assert!(config.contains(cache), "{config}");
+        let mut daemon = Daemon::start(&config);
+        daemon.create("disk", "64MiB");
+        let mut c = Connection::open(&daemon.socket(), "disk").unwrap();
+        for first in (0..Self::CLUSTERS).step_by(64) {
+            let data: Vec<u8> = (first..first + 64).flat_map(telling).collect();
+            c.write(first * 4096, &data).unwrap();
+        }
+        c.flush().unwrap();
+        daemon.flush_to_backend("disk");
+        drop(c);
+        // Nothing is left in the write buffer.
+        daemon.stop();
+        daemon.restart();
+        Self { daemon, _backend: backend, _folder: folder }
+    }
+
+    /// Reads everything and checks it.
+    fn read_all(&self) {
+        let mut c = Connection::open(&self.daemon.socket(), "disk").unwrap();
+        for first in (0..Self::CLUSTERS).step_by(Self::STEP as usize) {
+            let data = c.read(first * 4096, 4096 * Self::STEP as u32).unwrap();
+            for (n, bytes) in (first..).zip(data.chunks(4096)) {
+                assert!(bytes == telling(n), "cluster {n} is wrong");
+            }
+        }
+    }
+
+    fn cache(&self) -> serde_json::Value {
+        let status = self.daemon.command(&["--json", "status"]).run();
+        serde_json::from_str::<serde_json::Value>(&status).unwrap()["cache"].clone()
+    }
+
+    fn figure(&self, tier: &str, name: &str) -> u64 {
+        let cache = self.cache();
+        cache[tier][name].as_u64().unwrap_or_else(|| panic!("no {tier} {name} in {cache}"))
+    }
+
+    fn disk_hits(&self) -> u64 {
+        self.figure("disk", "hits")
+    }
+
+    /// The value of a metric, which may be a second old.
+    fn metric_reaches(&self, sample: &str, least: f64) {
+        let begin = Instant::now();
+        loop {
+            let text = self.daemon.command(&["metrics"]).run();
+            let line = text.lines().find_map(|line| line.strip_prefix(sample));
+            let value: f64 = line.unwrap_or_else(|| panic!("no {sample}")).trim().parse().unwrap();
+            if value >= least {
+                return;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(10), "{sample} is {value}, not {least}");
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn state(&self) -> String {
+        self.cache()["disk_state"].as_str().unwrap().to_owned()
+    }
+}
+
+const CACHED: &str = "ram_bytes = \"1MiB\"\nssd_bytes = \"64MiB\"";
+
+#[test]
+fn what_does_not_fit_into_memory_is_read_from_the_cache_disk_the_second_time() {
+    let mut cached = Cached::start(CACHED);
+    cached.read_all();
+    assert_eq!(cached.disk_hits(), 0);
+    cached.read_all();
+    let hits = cached.disk_hits();
+    // Some were dropped where the disk was slower than the backend; they come in later.
+    assert!(hits > Cached::CLUSTERS / 4, "{hits} of {}: {}", Cached::CLUSTERS, cached.cache());
+    for _ in 0..10 {
+        if cached.figure("disk", "used_bytes") > 36 << 20 {
+            break;
+        }
+        cached.read_all();
+    }
+    let before = cached.disk_hits();
+    cached.read_all();
+    let hits = cached.disk_hits() - before;
+    assert!(hits > Cached::CLUSTERS * 8 / 10, "{hits} of {}", Cached::CLUSTERS);
+    cached.metric_reaches("volumedriver_cache_hits_total{tier=\"ssd\"}", hits as f64);
+    cached.metric_reaches("volumedriver_cache_used_bytes{tier=\"ssd\"}", 30e6);
+    cached.metric_reaches("volumedriver_cache_ssd_written_bytes_total", 30e6);
+    cached.metric_reaches("volumedriver_cache_inserts_total{tier=\"ssd\"}", 8000.0);
+    let status = cached.daemon.command(&["status"]).run();
+    assert!(status.contains("on disk 3") && status.contains(" of 62"), "{status}");
+    // A clean end makes a warm start.
+    cached.daemon.stop();
+    cached.daemon.restart();
+    let begin = Instant::now();
+    while cached.state() != "serving" {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{}", cached.cache());
+    }
+    cached.read_all();
+    let hits = cached.disk_hits();
+    assert!(hits > Cached::CLUSTERS * 8 / 10, "{hits} after a clean end");
+    // A killed one starts empty.
+    cached.daemon.kill9();
+    cached.daemon.restart();
+    assert_eq!(cached.figure("disk", "used_bytes"), 0);
+    cached.read_all();
+}
+
+#[test]
+fn damage_on_the_cache_disk_is_found_and_read_around() {
+    let cached = Cached::start(CACHED);
+    cached.read_all();
+    cached.read_all();
+    let file = cached.daemon.data_dir().join("cache/cache-0000");
+    let before = cached.figure("disk", "used_bytes");
+    // Every 64 KiB a few bytes, in place and under the daemon.
+    let damage = std::fs::File::options().write(true).open(&file).unwrap();
+    for at in (0..48 << 20).step_by(64 << 10) {
+        std::os::unix::fs::FileExt::write_all_at(&damage, b"damaged by hand", at + 100).unwrap();
+    }
+    damage.sync_all().unwrap();
+    cached.read_all();
+    let found = cached.cache()["disk_mismatches"].as_u64().unwrap();
+    assert!(found > 400, "only {found} were found");
+    assert!(cached.figure("disk", "used_bytes") <= before);
+    cached.metric_reaches("volumedriver_cache_ssd_mismatches_total", found as f64);
+    assert_eq!(cached.state(), "serving");
+    cached.read_all();
+}
+
+#[test]
+fn a_cache_directory_that_is_removed_disturbs_nobody() {
+    let mut cached = Cached::start(CACHED);
+    cached.read_all();
+    std::fs::remove_dir_all(cached.daemon.data_dir().join("cache")).unwrap();
+    cached.read_all();
+    assert!(cached.disk_hits() > 0, "the file is still open");
+    cached.daemon.stop();
+    cached.daemon.restart();
+    assert_eq!(cached.state(), "serving");
+    cached.read_all();
+    cached.daemon.stop();
+    // Something in its place that is no directory.
+    let place = cached.daemon.data_dir().join("cache");
+    std::fs::remove_dir_all(&place).unwrap();
+    std::fs::write(&place, "not a directory").unwrap();
+    cached.daemon.restart();
+    assert_eq!(cached.state(), "offline");
+    cached.metric_reaches("volumedriver_cache_ssd_offline", 1.0);
+    cached.read_all();
+}
+
+#[test]
+fn a_cache_disk_that_is_too_small_or_breaks_is_left_alone() {
+    let folder = scratch();
+    let small = SmallDisk::new(folder.path(), 110);
+    let place = format!("directory = \"{}/cache\"", small.mount.display());
+    let mut cached = Cached::start(&format!("{CACHED}\n{place}"));
+    assert_eq!(cached.state(), "serving");
+    cached.read_all();
+    cached.read_all();
+    assert!(cached.disk_hits() > 1000);
+    // The device's end breaks off.
+    Tool::new("truncate").args(&["-s", "24M"]).arg(folder.path().join("small.img")).run();
+    cached.read_all();
+    cached.read_all();
+    let cache = cached.cache();
+    assert_eq!(cache["disk_state"], "offline", "{cache}");
+    assert!(!cache["disk_reason"].as_str().unwrap().is_empty(), "{cache}");
+    cached.daemon.stop();
+    drop(small);
+    // A disk without room for it.
+    let folder = scratch();
+    let small = SmallDisk::new(folder.path(), 40);
+    let moved = format!("directory = \"{}/cache\"", small.mount.display());
+    let config = std::fs::read_to_string(cached.daemon.path("config.toml")).unwrap();
+    std::fs::write(cached.daemon.path("config.toml"), config.replace(&place, &moved)).unwrap();
+    cached.daemon.restart();
+    let cache = cached.cache();
+    assert_eq!(cache["disk_state"], "offline", "{cache}");
+    assert!(cache["disk_reason"].as_str().unwrap().contains("do not fit"), "{cache}");
+    cached.read_all();
+    cached.daemon.stop();
+}
+
+#[test]
+fn the_cache_of_another_daemon_is_refused_and_left_alone() {
+    let folder = scratch();
+    let shared = folder.path().join("nvme");
+    let place = format!("[cache]\ndirectory = \"{}\"", shared.display());
+    let config = SMALL.replace("[cache]", &place);
+    let mut one = Daemon::start(&config);
+    one.create("disk", "64MiB");
+    let mut other = daemon();
+    other.stop();
+    std::fs::write(other.path("config.toml"), &config).unwrap();
+    let said = refused(&other.data_dir(), &other.path("config.toml"));
+    assert!(said.err.contains(&shared.display().to_string()), "{said}");
+    // Throwing local state away takes its own cache along and nothing else.
+    std::fs::write(shared.join("photo.jpg"), "precious").unwrap();
+    one.stop();
+    one.argument("--discard-local");
+    one.restart();
+    assert_eq!(std::fs::read_to_string(shared.join("photo.jpg")).unwrap(), "precious");
+    one.stop();
+}

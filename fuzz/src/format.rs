@@ -1,5 +1,6 @@
-//! Targets for what is stored: journal records, manifests, SCO footers, segment headers, TLogs.
+//! Targets for what is stored: the cache's file, journal records, manifests, SCO footers, segment headers, TLogs.
 
+use volumedriver_core::format::cache::{CacheHeader, CachePage, PAGE_BYTES};
 use volumedriver_core::format::journal::{self, BLOCK_BYTES, RecordHeader};
 use volumedriver_core::format::manifest::{Body, Manifest, Opening, Shape};
 use volumedriver_core::format::sco::{ScoFooter, ScoTrailer, TRAILER_BYTES};
@@ -32,6 +33,28 @@ fn block(bytes: &[u8]) -> [u8; BLOCK_BYTES] {
     let len = bytes.len().min(BLOCK_BYTES - 4);
     block[..len].copy_from_slice(&bytes[..len]);
     block
+}
+
+pub fn cache_header(bytes: &[u8]) {
+    let _ = CacheHeader::decode(bytes);
+    let mut block = block(bytes);
+    reseal(*b"VDCH", &mut block);
+    let Ok(header) = CacheHeader::decode(&block) else { return };
+    let mut again = [0xff; BLOCK_BYTES];
+    header.encode(&mut again);
+    assert_eq!(again, block, "{header:?}");
+}
+
+pub fn cache_page(bytes: &[u8]) {
+    let _ = CachePage::decode(bytes);
+    let mut page = Box::new([0; PAGE_BYTES]);
+    let len = bytes.len().min(PAGE_BYTES - 4);
+    page[..len].copy_from_slice(&bytes[..len]);
+    reseal(*b"VDCP", &mut page[..]);
+    let Ok(decoded) = CachePage::decode(&page[..]) else { return };
+    let mut again = Box::new([0xff; PAGE_BYTES]);
+    decoded.encode(&mut again);
+    assert!(again == page, "{decoded:?}");
 }
 
 pub fn journal(bytes: &[u8]) {

@@ -13,6 +13,8 @@ pub type Target = fn(&[u8]);
 
 /// Every target by the name of its corpus.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("cache_header", format::cache_header),
+    ("cache_page", format::cache_page),
     ("journal", format::journal),
     ("manifest", format::manifest),
     ("nbd_handshake", nbd::handshake),

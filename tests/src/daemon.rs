@@ -23,6 +23,7 @@ memory_bytes = "32MiB"
 
 [cache]
 ram_bytes = "16MiB"
+ssd_bytes = "64MiB"
 
 [vpool]
 sco_size_bytes = "1MiB"

@@ -52,6 +52,11 @@ pub trait Disk: Clone + 'static {
     /// Creates a file of this length, every byte written with zeroes (not merely allocated), durable with its name.
     /// `NoSpace` when it does not fit; then nothing is left behind.
     fn create(&self, name: &str, len: u64) -> impl Future<Output = Result<Self::File>>;
+    /// As [`Disk::create`], but the room is only taken, nothing is written: quick at any length, slower to write to the
+    /// first time.
+    fn reserve(&self, name: &str, len: u64) -> impl Future<Output = Result<Self::File>> {
+        self.create(name, len)
+    }
     fn open(&self, name: &str) -> impl Future<Output = Result<Self::File>>;
     /// Durable when it returns.
     fn remove(&self, name: &str) -> impl Future<Output = Result<()>>;

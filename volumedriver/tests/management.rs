@@ -12,10 +12,11 @@ use volumedriver::admin::door::{Command, door};
 use volumedriver::admin::live::{LiveConfig, Source};
 use volumedriver::admin::server::{self, Service};
 use volumedriver::admin::{
-    Attached, BackendInfo, CreateSpec, EngineStatus, VdiskInfo, VdiskState, socket,
+    Attached, BackendInfo, CacheDisk, CacheInfo, CreateSpec, EngineStatus, VdiskInfo, VdiskState,
+    socket,
 };
 use volumedriver::config::Overrides;
-use volumedriver::metrics::Metrics;
+use volumedriver::metrics::{CacheCounts, Metrics, TierCounts};
 use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::units::{ByteCount, Epoch, ManifestNo, NodeId, Seq, VolumeId};
 
@@ -56,6 +57,19 @@ impl Memory {
                 shards: 1,
                 buffer_capacity: ByteCount(1 << 30),
                 buffer_used: ByteCount(3 << 20),
+                cache: CacheInfo {
+                    counts: CacheCounts {
+                        ram: TierCounts {
+                            used_bytes: 1 << 20,
+                            capacity_bytes: 2 << 20,
+                            hits: 7,
+                            ..TierCounts::default()
+                        },
+                        ssd_mismatches: 5,
+                        ..CacheCounts::default()
+                    },
+                    disk: CacheDisk::Offline("it is broken".to_owned()),
+                },
                 vdisks: self.vdisks.values().cloned().collect(),
             }))),
             Command::Backend(answer) => drop(answer.send(Ok(BackendInfo {
@@ -259,7 +273,10 @@ fn tables_are_for_people() {
     );
     let shown = stdout(&daemon.run("vdisk show a"));
     assert!(shown.contains("size:               1.5 GiB\n"), "{shown}");
-    assert!(stdout(&daemon.run("status")).contains("write buffer:   3 MiB of 1 GiB"));
+    let status = stdout(&daemon.run("status"));
+    assert!(status.contains("write buffer:   3 MiB of 1 GiB"), "{status}");
+    let cache = "read cache:     1 MiB of 2 MiB, on disk offline (it is broken)\n";
+    assert!(status.contains(cache), "{status}");
 }
 
 #[test]
@@ -272,6 +289,9 @@ fn node_backend_and_metrics_answer() {
     assert_eq!(status["backlog_bytes"], 1 << 20);
     assert_eq!(status["upload_lag_ms"], 1500);
     assert_eq!(status["vdisks"][0]["name"], "a");
+    assert_eq!(status["cache"]["ram"]["hits"], 7);
+    assert_eq!(status["cache"]["disk_state"], "offline");
+    assert_eq!(status["cache"]["disk_mismatches"], 5);
     let backend = daemon.json("backend status");
     assert_eq!((&backend["reachable"], &backend["namespace_count"]), (&true.into(), &1.into()));
     assert_eq!(backend["latency_us"], 1234);

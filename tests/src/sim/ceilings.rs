@@ -22,7 +22,7 @@ pub(super) fn sample(sim: &Sim, engine: &Engine) {
     if memory > ceiling {
         sim.findings.add(format!("P5: {memory} bytes of memory for the write buffer of {ceiling}"));
     }
-    let cached = engine.shard.shared().cache.stats().ram_used_bytes;
+    let cached = engine.shard.shared().cache.counts().ram.used_bytes;
     if cached > sizes.cache_bytes {
         let most = sizes.cache_bytes;
         sim.findings.add(format!("P5: the read cache takes {cached} bytes of {most}"));

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use volumedriver::buffer::BufferConfig;
-use volumedriver::cache::CacheConfig;
+use volumedriver::cache::{CacheConfig, DiskTier};
 use volumedriver::metrics::ShardMetrics;
 use volumedriver::shard::{Shard, ShardConfig, VolumeSpec};
 use volumedriver::volume;
@@ -36,7 +36,7 @@ impl Engine {
         };
         let cache = CacheConfig {
             ram_bytes: sizes.cache_bytes,
-            ssd_bytes: 0,
+            disk: DiskTier::Off,
             cluster_size: ClusterSize::DEFAULT,
         };
         let config = ShardConfig { node, buffer, cache, metrics: ShardMetrics::detached() };

@@ -6,9 +6,10 @@ use tonic::Status;
 use volumedriver_core::fault::{Fault, Kind};
 use volumedriver_proto::management as proto;
 
-use super::{BackendInfo, VdiskInfo, VdiskState};
+use super::{BackendInfo, CacheDisk, CacheInfo, VdiskInfo, VdiskState};
 use crate::config::field::Change;
 use crate::config::{AckLevel, ChangedEntry, Entry, FlushLevel, Origin, Reloaded, VdiskSettings};
+use crate::metrics::TierCounts;
 
 pub fn status_of(fault: Fault) -> Status {
     let message = fault.to_string();
@@ -67,6 +68,29 @@ fn settings(settings: &VdiskSettings) -> proto::VdiskSettings {
         upload_concurrency: settings.upload_concurrency as u64,
         map_memory_bytes: settings.map_memory.0,
         sco_size_bytes: settings.sco_size.0,
+    }
+}
+
+pub fn cache(info: CacheInfo) -> proto::CacheStatus {
+    let tier = |counts: TierCounts| proto::CacheTierStatus {
+        used_bytes: counts.used_bytes,
+        capacity_bytes: counts.capacity_bytes,
+        hits: counts.hits,
+        misses: counts.misses,
+    };
+    let (state, reason) = match info.disk {
+        CacheDisk::Off => (proto::CacheDiskState::Off, String::new()),
+        CacheDisk::Warming => (proto::CacheDiskState::Warming, String::new()),
+        CacheDisk::Serving => (proto::CacheDiskState::Serving, String::new()),
+        CacheDisk::Offline(why) => (proto::CacheDiskState::Offline, why),
+        CacheDisk::Closed => (proto::CacheDiskState::Closed, String::new()),
+    };
+    proto::CacheStatus {
+        ram: Some(tier(info.counts.ram)),
+        disk: Some(tier(info.counts.ssd)),
+        disk_state: state.into(),
+        disk_reason: reason,
+        disk_mismatches: info.counts.ssd_mismatches,
     }
 }
 

@@ -22,6 +22,7 @@ use volumedriver_core::fault::Result;
 use volumedriver_core::units::{ByteCount, ClusterSize, Epoch, ManifestNo, Seq, VolumeId};
 
 use crate::config::{Config, VdiskSettings};
+use crate::metrics::CacheCounts;
 
 /// What management asks of the engine. Errors come back as they are; an unknown or a taken name is `Invalid`.
 pub trait Engine: Clone + Send + Sync + 'static {
@@ -125,8 +126,28 @@ pub struct EngineStatus {
     pub shards: u32,
     pub buffer_capacity: ByteCount,
     pub buffer_used: ByteCount,
+    pub cache: CacheInfo,
     /// Sorted by name.
     pub vdisks: Vec<VdiskInfo>,
+}
+
+/// The read cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheInfo {
+    pub counts: CacheCounts,
+    pub disk: CacheDisk,
+}
+
+/// The disk tier of the read cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CacheDisk {
+    Off,
+    /// Finds its way in what an earlier run left; already answers.
+    Warming,
+    Serving,
+    /// Why.
+    Offline(String),
+    Closed,
 }
 
 /// The backend's answer to the question just asked.

@@ -174,6 +174,7 @@ impl<E> Service<E> {
             backlog_bytes: vdisks.iter().map(|v| v.backlog.0).sum(),
             upload_lag_ms: vdisks.iter().map(|v| convert::millis(v.upload_lag)).max().unwrap_or(0),
             connections: vdisks.iter().map(|v| v.connections).sum(),
+            cache: Some(convert::cache(status.cache)),
             vdisks: status.vdisks.into_iter().map(convert::vdisk).collect(),
         }
     }

@@ -198,10 +198,11 @@ fields! {
 
     CACHE_RAM = ["cache"] "ram_bytes", Legal::Bytes(Span::new(MIB, 16 * TIB).or_off()), Number(256 * MIB), Restart,
         "Read cache in memory.";
-    CACHE_SSD = ["cache"] "ssd_bytes", Legal::Bytes(Span::new(64 * MIB, 64 * TIB).or_off()), Number(0), Restart,
-        "Read cache on a local disk.";
+    CACHE_SSD = ["cache"] "ssd_bytes", Legal::Bytes(Span::new(64 * MIB, 16 * TIB).or_off()),
+        Derived("0 with an embedded backend (its objects are local files already), else 4GiB"), Restart,
+        "Read cache on a local disk, reserved at once. Takes 26 bytes of memory per cluster: 6.5 GiB per TiB of 4 KiB clusters.";
     CACHE_DIRECTORY = ["cache"] "directory", Legal::Text("a path"), Derived("DATA_DIR/cache"), Restart,
-        "Where the read cache on disk lies.";
+        "Where the read cache on disk lies. A fast device; if it is lost, nothing is lost.";
 
     VPOOL_BACKEND = ["vpool"] "backend", Legal::Text("embedded:DIRECTORY, alba:HOST:PORT, alba://HOST:PORT/PREFIX or alba:unix:PATH"),
         Derived("embedded:DATA_DIR/backend"), Restart,

@@ -34,6 +34,8 @@ pub use reload::{ChangedEntry, Reloaded};
 pub use sections::{MAX_VDISK_NAME_BYTES, check_vdisk_name, holds_two_scos};
 pub use settings::{AckLevel, FlushLevel, VdiskSettings};
 
+/// Directory of the map pages in the data directory.
+pub const PAGES_DIR: &str = "pages";
 /// Longest configuration file that is read, bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 

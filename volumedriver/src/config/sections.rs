@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::field;
 use super::raw::{RawBuffer, RawCache, RawConfig, RawNbd, RawNode, RawTls, RawVdisk, RawVpool};
 use super::{
     AckLevel, BackendUrl, BufferConfig, CacheConfig, Config, Endpoint, FlushLevel, IoEngine,
-    MetricsConfig, NbdConfig, NodeConfig, Overrides, TlsConfig, TlsFiles, VdiskSettings,
+    MetricsConfig, NbdConfig, NodeConfig, Overrides, PAGES_DIR, TlsConfig, TlsFiles, VdiskSettings,
     VpoolConfig,
 };
 
@@ -43,13 +43,14 @@ pub fn check(
     overrides: &Overrides,
 ) -> Result<Config> {
     let mut checker = Checker { file, entries: Vec::new() };
+    let is_embedded = says_embedded(raw.vpool.backend.as_ref(), overrides);
     let config = Config {
         data_dir: data_dir.to_owned(),
         node: node(&mut checker, raw.node)?,
         nbd: nbd(&mut checker, raw.nbd, data_dir, overrides)?,
         metrics: metrics(&mut checker, raw.metrics.listen)?,
         buffer: buffer(&mut checker, raw.buffer, data_dir)?,
-        cache: cache(&mut checker, raw.cache, data_dir)?,
+        cache: cache(&mut checker, raw.cache, data_dir, is_embedded)?,
         vpool: vpool(&mut checker, &mut raw.vpool, data_dir, overrides)?,
         vdisks: BTreeMap::new(),
         entries: Vec::new(),
@@ -57,6 +58,7 @@ pub fn check(
     let vdisks = vdisks(&mut checker, raw.vdisk, &config.vpool.settings)?;
     let config = Config { vdisks, ..config };
     check_buffer(&checker, &config.buffer)?;
+    check_places(&checker, &config)?;
     check_shares(&checker, &config)?;
     Ok(Config { entries: checker.entries, ..config })
 }
@@ -259,12 +261,30 @@ fn buffer(checker: &mut Checker<'_>, raw: RawBuffer, data_dir: &Path) -> Result<
     })
 }
 
-fn cache(checker: &mut Checker<'_>, raw: RawCache, data_dir: &Path) -> Result<CacheConfig> {
+/// Size of the read cache on disk where the objects are not on a local disk anyway, bytes.
+const DEFAULT_SSD_BYTES: u64 = 4 << 30;
+
+fn cache(
+    checker: &mut Checker<'_>,
+    raw: RawCache,
+    data_dir: &Path,
+    is_embedded: bool,
+) -> Result<CacheConfig> {
+    let default = if is_embedded { 0 } else { DEFAULT_SSD_BYTES };
     Ok(CacheConfig {
         ram: ByteCount(checker.number(&field::CACHE_RAM, "cache", raw.ram_bytes)?),
-        ssd: ByteCount(checker.number(&field::CACHE_SSD, "cache", raw.ssd_bytes)?),
+        ssd: ByteCount(checker.number_or(&field::CACHE_SSD, "cache", raw.ssd_bytes, default)?),
         directory: directory(checker, &field::CACHE_DIRECTORY, raw.directory, (data_dir, "cache"))?,
     })
+}
+
+/// Whether the backend will turn out to be an embedded one, if it is legal.
+fn says_embedded(typed: Option<&Value>, overrides: &Overrides) -> bool {
+    match (&overrides.backend, typed.and_then(Value::as_str)) {
+        (Some(url), _) => matches!(url, BackendUrl::Embedded(_)),
+        (None, Some(text)) => text.starts_with("embedded"),
+        (None, None) => true,
+    }
 }
 
 fn directory(
@@ -272,7 +292,7 @@ fn directory(
     field: &'static field::Field,
     typed: Option<Value>,
     (data_dir, default): (&Path, &str),
-) -> Result<std::path::PathBuf> {
+) -> Result<PathBuf> {
     if let Some(path) = checker.path(field, field.section, typed, data_dir)? {
         return Ok(path);
     }
@@ -402,6 +422,47 @@ fn check_buffer(checker: &Checker<'_>, buffer: &BufferConfig) -> Result<()> {
         return Err(checker.conflict(&field::BUFFER_BATCH, "buffer", shown(buffer.batch), &why));
     }
     Ok(())
+}
+
+/// Write buffer and read cache must not lie where something else does: `--discard-local` empties their directories.
+fn check_places(checker: &Checker<'_>, config: &Config) -> Result<()> {
+    let data_dir = plain(&config.data_dir);
+    let mut others = vec![data_dir.join(PAGES_DIR)];
+    if let BackendUrl::Embedded(objects) = &config.vpool.backend {
+        others.push(plain(objects));
+    }
+    let places = [
+        (&field::BUFFER_DIRECTORY, &config.buffer.directory),
+        (&field::CACHE_DIRECTORY, &config.cache.directory),
+    ];
+    for (field, directory) in places {
+        let place = plain(directory);
+        let around = |other: &PathBuf| place.starts_with(&data_dir) && other.starts_with(&place);
+        let taken = match others.iter().find(|other| place.starts_with(other) || around(other)) {
+            Some(other) => other,
+            None if place == data_dir => &data_dir,
+            None => continue,
+        };
+        let shown = quoted(&directory.display().to_string());
+        let why = format!("{} is for something else; name a directory of its own", taken.display());
+        return Err(checker.conflict(field, field.section, shown, &why));
+    }
+    Ok(())
+}
+
+/// The path without `.` and, as far as its text tells, without `..`.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::CurDir => {}
+            other => plain.push(other),
+        }
+    }
+    plain
 }
 
 /// Whether the share of the buffer that a vDisk with these settings has can hold two SCOs.

@@ -361,6 +361,45 @@ fn a_reload_that_only_a_restart_could_fit_is_refused() {
 }
 
 #[test]
+fn the_cache_has_a_disk_by_default_where_the_backend_is_far() {
+    let ssd = |text: &str| parse(text).unwrap().cache.ssd;
+    let alba = "[vpool]\nbackend = \"alba:host:9000\"\n";
+    assert_eq!(ssd(""), ByteCount(0));
+    assert_eq!(ssd("[vpool]\nbackend = \"embedded:objects\""), ByteCount(0));
+    assert_eq!(ssd(alba), ByteCount(4 << 30));
+    assert_eq!(ssd(&format!("{alba}[cache]\nssd_bytes = 0")), ByteCount(0));
+    let backend = Some("alba:host:9000".parse().unwrap());
+    let overrides = Overrides { backend, ..Overrides::default() };
+    let config = Config::parse("x", "", Path::new("/data"), &overrides).unwrap();
+    assert_eq!(config.cache.ssd, ByteCount(4 << 30));
+    for wrong in ["1MiB", "17TiB"] {
+        let message = parse(&format!("[cache]\nssd_bytes = \"{wrong}\"")).unwrap_err().to_string();
+        assert!(message.contains(wrong) && message.contains("64MiB"), "{message}");
+    }
+}
+
+#[test]
+fn places_that_are_for_something_else_are_refused() {
+    let embedded = "[vpool]\nbackend = \"embedded:objects/all\"\n";
+    let with = |section: &str, directory: &str| {
+        parse(&format!("{embedded}[{section}]\ndirectory = \"{directory}\""))
+    };
+    for section in ["buffer", "cache"] {
+        for wrong in
+            [".", "/data", "x/..", "pages", "pages/x", "objects", "objects/all", "objects/all/x"]
+        {
+            let message = with(section, wrong).unwrap_err().to_string();
+            assert!(message.contains(&format!("[{section}] directory")), "{wrong}: {message}");
+        }
+        for right in ["ssd", "objects2", "/mnt/x", "/", "/dat", "objects/other"] {
+            with(section, right).unwrap();
+        }
+    }
+    // Both in one is fine: their files have names of their own.
+    parse("[buffer]\ndirectory = \"/nvme\"\n[cache]\ndirectory = \"/nvme\"").unwrap();
+}
+
+#[test]
 fn every_field_is_described_once_and_recorded() {
     let config = parse("").unwrap();
     for (n, field) in field::ALL.iter().enumerate() {

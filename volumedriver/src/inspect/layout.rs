@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::format::cache::{self, CacheHeader, CachePage, FileState};
 use volumedriver_core::format::journal::{self, Entry, RecordHeader, Section};
 use volumedriver_core::format::manifest::{Body, Manifest, Opening, Shape};
 use volumedriver_core::format::page::{self, PageRun};
@@ -41,6 +42,10 @@ fn formats() -> Result<Doc> {
     sample_record().encode(&mut record)?;
     let mut segment = [0; journal::BLOCK_BYTES];
     sample_segment().encode(&mut segment);
+    let mut cache_header = [0; journal::BLOCK_BYTES];
+    sample_cache_header().encode(&mut cache_header);
+    let mut cache_page = Box::new([0; cache::PAGE_BYTES]);
+    CachePage::new(0, 0).encode(&mut cache_page);
     let page = page::encode(PageNo(0), &[PageRun { start: 0, mapping: Mapping::Hole }]);
     let run = sample_run();
     let run_trailer = run.len().saturating_sub(run::TRAILER_BYTES);
@@ -54,6 +59,8 @@ fn formats() -> Result<Doc> {
         ("map page", &page, None),
         ("map run head", &run, None),
         ("map run trailer", run.get(run_trailer..).unwrap_or_default(), Some(run::TRAILER_BYTES)),
+        ("cache file header", &cache_header[..], Some(journal::BLOCK_BYTES)),
+        ("cache catalogue page", &cache_page[..], Some(cache::PAGE_BYTES)),
     ];
     let row = |(name, bytes, fixed): &(&str, &[u8], Option<usize>)| -> Result<Vec<Value>> {
         let cut = || Fault::bug(format!("a {name} has no head"));
@@ -142,6 +149,11 @@ fn sample_record() -> RecordHeader {
 
 fn sample_segment() -> SegmentHeader {
     SegmentHeader { node: NODE, shard: 0, use_no: 1, first_record: 1, segment_bytes: 0 }
+}
+
+fn sample_cache_header() -> CacheHeader {
+    let (cluster_size, state) = (ClusterSize::DEFAULT, FileState::InUse);
+    CacheHeader { node: NODE, cluster_size, region_slots: 256, regions: 64, state }
 }
 
 fn sample_run() -> Vec<u8> {

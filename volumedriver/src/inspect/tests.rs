@@ -336,6 +336,8 @@ fn the_layout_is_what_is_written_down() {
             format("map page", "VDPG", json!(null)),
             format("map run head", "VDRN", json!(null)),
             format("map run trailer", "VDRT", json!(64)),
+            format("cache file header", "VDCH", json!(4096)),
+            format("cache catalogue page", "VDCP", json!(65_536)),
         ])
     );
     assert_eq!(

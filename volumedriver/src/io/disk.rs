@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -56,6 +56,15 @@ impl RealDisk {
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
+    /// Whether both lie on the same filesystem, so that what one takes the other lacks.
+    pub fn is_beside(&self, other: &Self) -> Result<bool> {
+        let device = |disk: &Self| -> Result<u64> {
+            let found = std::fs::metadata(&disk.inner.dir);
+            found.map(|found| found.dev()).map_err(|error| fault(&disk.inner.dir, error))
+        };
+        Ok(device(self)? == device(other)?)
+    }
+
     /// A file opened elsewhere, for direct reads through this disk's engine.
     pub fn adopt(&self, file: Arc<File>) -> Result<RealFile> {
         let path: Rc<Path> = Path::new("(object)").into();
@@ -98,8 +107,15 @@ impl Disk for RealDisk {
     async fn create(&self, name: &str, len: u64) -> Result<RealFile> {
         let path = self.path(name)?;
         let target = path.clone();
-        let created = psync::blocking(move || create(&target, len)).await;
+        let created = psync::blocking(move || create(&target, len, prewrite)).await;
         self.file(path.clone(), created.map_err(|error| fault(&path, error))?)
+    }
+
+    async fn reserve(&self, name: &str, len: u64) -> Result<RealFile> {
+        let path = self.path(name)?;
+        let target = path.clone();
+        let reserved = psync::blocking(move || create(&target, len, reserve)).await;
+        self.file(path.clone(), reserved.map_err(|error| fault(&path, error))?)
     }
 
     async fn open(&self, name: &str) -> Result<RealFile> {
@@ -283,10 +299,15 @@ fn list(dir: &Path) -> io::Result<Vec<(String, u64)>> {
     Ok(files)
 }
 
-fn create(path: &Path, len: u64) -> io::Result<File> {
+/// A file under its name once `make` has made it whole under a hidden one.
+fn create(
+    path: &Path,
+    len: u64,
+    make: impl FnOnce(&Path, u64) -> io::Result<File>,
+) -> io::Result<File> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let hidden = path.with_file_name(format!(".{name}{CREATING_SUFFIX}"));
-    let result = prewrite(&hidden, len).and_then(|file| {
+    let result = make(&hidden, len).and_then(|file| {
         let flags = rustix::fs::RenameFlags::NOREPLACE;
         rustix::fs::renameat_with(rustix::fs::CWD, &hidden, rustix::fs::CWD, path, flags)?;
         sync_parent(path)?;
@@ -299,11 +320,24 @@ fn create(path: &Path, len: u64) -> io::Result<File> {
     result
 }
 
-/// Writes zeroes rather than allocating: a write into an allocated, unwritten extent costs a metadata commit each time.
-fn prewrite(path: &Path, len: u64) -> io::Result<File> {
+/// A new file whose room is taken, where the filesystem can do that.
+fn allocate(path: &Path, len: u64) -> io::Result<File> {
     let file = direct().create(true).truncate(true).open(path)?;
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len.max(1))
         .or_else(|error| if error == rustix::io::Errno::OPNOTSUPP { Ok(()) } else { Err(error) })?;
+    Ok(file)
+}
+
+fn reserve(path: &Path, len: u64) -> io::Result<File> {
+    let file = allocate(path, len)?;
+    file.set_len(len)?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+/// Writes zeroes rather than allocating: a write into an allocated, unwritten extent costs a metadata commit each time.
+fn prewrite(path: &Path, len: u64) -> io::Result<File> {
+    let file = allocate(path, len)?;
     let zeroes = AlignedBuf::zeroed(PREWRITE_BYTES);
     let mut offset = 0;
     while offset < len {

@@ -21,7 +21,9 @@ use prometheus_client::registry::{Registry, Unit};
 use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::units::ByteCount;
 
-pub use shard::{CacheTier, RequestKind, SAMPLE_EVERY, ShardMetrics, Stage};
+pub use shard::{
+    CacheCounts, CacheTier, RequestKind, SAMPLE_EVERY, ShardMetrics, Stage, TierCounts,
+};
 
 use shard::{BOUNDS_NANOS, Table};
 

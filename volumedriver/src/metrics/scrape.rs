@@ -8,7 +8,9 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
-use super::shard::{BOUNDS_NANOS, CacheTier, RequestKind, Stage, StageTotals, Totals};
+use super::shard::{
+    BOUNDS_NANOS, CacheCounts, CacheTier, RequestKind, Stage, StageTotals, TierCounts, Totals,
+};
 use super::{Shared, VolumeGauges};
 
 #[derive(Debug)]
@@ -23,6 +25,7 @@ impl Collector for SharedCollector {
         encode_requests(&mut encoder, &totals)?;
         encode_stages(&mut encoder, &totals)?;
         encode_cache(&mut encoder, &totals)?;
+        encode_journal(&mut encoder, &totals)?;
         let volumes: Vec<(String, Arc<VolumeGauges>)> = {
             let volumes = self.0.volumes.lock().unwrap_or_else(PoisonError::into_inner);
             volumes.iter().map(|(name, gauges)| (name.clone(), gauges.clone())).collect()
@@ -71,17 +74,59 @@ fn encode_latencies(metric: &mut MetricEncoder<'_>, latencies: &StageTotals) -> 
 }
 
 fn encode_cache(encoder: &mut DescriptorEncoder<'_>, totals: &Totals) -> Result<(), Error> {
-    let families = [
-        ("cache_hits", "Clusters found in the read cache", &totals.cache_hits),
-        ("cache_misses", "Clusters not found in the read cache", &totals.cache_misses),
+    encode_tiers(encoder, &totals.cache)?;
+    let CacheCounts { ssd_mismatches, ssd_dropped, ssd_kept, ssd_written_bytes, .. } = totals.cache;
+    let counters = [
+        (
+            "cache_ssd_mismatches",
+            "Damaged clusters found on the cache's disk",
+            None,
+            ssd_mismatches,
+        ),
+        ("cache_ssd_dropped", "Clusters the cache's disk was too busy to take", None, ssd_dropped),
+        ("cache_ssd_kept", "Clusters kept when their region was taken back", None, ssd_kept),
+        ("cache_ssd_written", "Written to the cache's disk", Some(&Unit::Bytes), ssd_written_bytes),
     ];
-    for (name, help, values) in families {
+    for (name, help, unit, value) in counters {
+        let mut metric = encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
+        counter(&mut metric, value)?;
+    }
+    let help = "1 while the cache's disk is out of service";
+    let mut metric =
+        encoder.encode_descriptor("cache_ssd_offline", help, None, MetricType::Gauge)?;
+    metric.encode_gauge(&totals.cache.ssd_offline)
+}
+
+fn encode_tiers(encoder: &mut DescriptorEncoder<'_>, counts: &CacheCounts) -> Result<(), Error> {
+    type Look = fn(TierCounts) -> u64;
+    let counters: [(&str, &str, Look); 3] = [
+        ("cache_hits", "Clusters found in the read cache", |tier| tier.hits),
+        ("cache_misses", "Clusters not found in the read cache", |tier| tier.misses),
+        ("cache_inserts", "Clusters taken into the read cache", |tier| tier.inserts),
+    ];
+    for (name, help, look) in counters {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (tier, value) in CacheTier::ALL.iter().zip(values) {
+        for tier in CacheTier::ALL {
             let labels = [("tier", tier.label())];
-            counter(&mut family.encode_family(&labels)?, *value)?;
+            counter(&mut family.encode_family(&labels)?, look(counts.tier(tier)))?;
         }
     }
+    let gauges: [(&str, &str, Look); 2] = [
+        ("cache_used", "Held in the read cache", |tier| tier.used_bytes),
+        ("cache_capacity", "What the read cache can hold", |tier| tier.capacity_bytes),
+    ];
+    for (name, help, look) in gauges {
+        let mut family =
+            encoder.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Gauge)?;
+        for tier in CacheTier::ALL {
+            let labels = [("tier", tier.label())];
+            family.encode_family(&labels)?.encode_gauge(&look(counts.tier(tier)))?;
+        }
+    }
+    Ok(())
+}
+
+fn encode_journal(encoder: &mut DescriptorEncoder<'_>, totals: &Totals) -> Result<(), Error> {
     let help = "Journal records written";
     let mut metric =
         encoder.encode_descriptor("journal_records", help, None, MetricType::Counter)?;

@@ -4,9 +4,10 @@
 //! there is one writer.
 
 use std::cell::Cell;
+use std::ops::AddAssign;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Upper bounds of the latency buckets, nanoseconds: 10 µs to 10 s.
@@ -150,6 +151,65 @@ impl CacheTier {
     }
 }
 
+/// What one tier of the read cache counted since it was opened, and what it holds now. Hits, misses and insertions are
+/// clusters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TierCounts {
+    pub hits: u64,
+    pub misses: u64,
+    pub inserts: u64,
+    pub used_bytes: u64,
+    pub capacity_bytes: u64,
+}
+
+/// The read cache's figures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheCounts {
+    pub ram: TierCounts,
+    pub ssd: TierCounts,
+    /// Clusters on the disk that did not match their checksums.
+    pub ssd_mismatches: u64,
+    /// Clusters not taken in because the disk was busy.
+    pub ssd_dropped: u64,
+    /// Clusters written once more when their region was taken back, because they had been read.
+    pub ssd_kept: u64,
+    pub ssd_written_bytes: u64,
+    /// 1: configured and out of service.
+    pub ssd_offline: u64,
+}
+
+impl CacheCounts {
+    #[must_use]
+    pub fn tier(&self, tier: CacheTier) -> TierCounts {
+        match tier {
+            CacheTier::Ram => self.ram,
+            CacheTier::Ssd => self.ssd,
+        }
+    }
+}
+
+impl AddAssign for TierCounts {
+    fn add_assign(&mut self, more: Self) {
+        self.hits += more.hits;
+        self.misses += more.misses;
+        self.inserts += more.inserts;
+        self.used_bytes += more.used_bytes;
+        self.capacity_bytes += more.capacity_bytes;
+    }
+}
+
+impl AddAssign for CacheCounts {
+    fn add_assign(&mut self, more: Self) {
+        self.ram += more.ram;
+        self.ssd += more.ssd;
+        self.ssd_mismatches += more.ssd_mismatches;
+        self.ssd_dropped += more.ssd_dropped;
+        self.ssd_kept += more.ssd_kept;
+        self.ssd_written_bytes += more.ssd_written_bytes;
+        self.ssd_offline += more.ssd_offline;
+    }
+}
+
 /// A counter with one writer.
 #[derive(Debug, Default)]
 struct OneWriter(AtomicU64);
@@ -191,10 +251,16 @@ pub struct Table {
     bytes: [OneWriter; RequestKind::ALL.len()],
     errors: [OneWriter; RequestKind::ALL.len()],
     stages: [Latencies; Stage::ALL.len()],
-    cache_hits: [OneWriter; CacheTier::ALL.len()],
-    cache_misses: [OneWriter; CacheTier::ALL.len()],
+    /// Told now and then, not counted here.
+    cache: Mutex<CacheCounts>,
     journal_records: OneWriter,
     journal_bytes: OneWriter,
+}
+
+impl Table {
+    fn cache(&self) -> MutexGuard<'_, CacheCounts> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The writing side; belongs to one thread.
@@ -247,14 +313,9 @@ impl ShardMetrics {
         self.seat.table.stages[stage as usize].observe(took);
     }
 
-    #[inline]
-    pub fn cache_hits(&self, tier: CacheTier, clusters: u64) {
-        self.seat.table.cache_hits[tier as usize].add(clusters);
-    }
-
-    #[inline]
-    pub fn cache_misses(&self, tier: CacheTier, clusters: u64) {
-        self.seat.table.cache_misses[tier as usize].add(clusters);
+    /// The read cache's figures so far.
+    pub fn cache(&self, counts: CacheCounts) {
+        *self.seat.table.cache() = counts;
     }
 
     /// Journal records so far and the bytes written for them, headers included.
@@ -271,8 +332,7 @@ pub struct Totals {
     pub bytes: [u64; RequestKind::ALL.len()],
     pub errors: [u64; RequestKind::ALL.len()],
     pub stages: [StageTotals; Stage::ALL.len()],
-    pub cache_hits: [u64; CacheTier::ALL.len()],
-    pub cache_misses: [u64; CacheTier::ALL.len()],
+    pub cache: CacheCounts,
     pub journal_records: u64,
     pub journal_bytes: u64,
 }
@@ -297,8 +357,7 @@ impl Totals {
         add_all(&mut self.requests, &table.requests);
         add_all(&mut self.bytes, &table.bytes);
         add_all(&mut self.errors, &table.errors);
-        add_all(&mut self.cache_hits, &table.cache_hits);
-        add_all(&mut self.cache_misses, &table.cache_misses);
+        self.cache += *table.cache();
         for (sum, stage) in self.stages.iter_mut().zip(&table.stages) {
             add_all(&mut sum.buckets, &stage.buckets);
             sum.nanos = sum.nanos.wrapping_add(stage.nanos.get());

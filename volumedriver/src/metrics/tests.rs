@@ -18,8 +18,13 @@ fn what_shards_count_is_summed_at_the_scrape() {
         shard.request(RequestKind::Write, 4096);
         shard.request(RequestKind::Write, 512);
         shard.request_failed(RequestKind::Read);
-        shard.cache_hits(CacheTier::Ram, 3);
-        shard.cache_misses(CacheTier::Ssd, 2);
+        shard.cache(CacheCounts {
+            ram: TierCounts { hits: 3, capacity_bytes: 64, ..TierCounts::default() },
+            ssd: TierCounts { misses: 2, used_bytes: 9, ..TierCounts::default() },
+            ssd_mismatches: 5,
+            ssd_written_bytes: 4096,
+            ..CacheCounts::default()
+        });
         shard.journal(1, 8192);
         shard.stage(Stage::JournalCommit, Duration::from_micros(80));
         shard.stage(Stage::JournalCommit, Duration::from_secs(60));
@@ -33,6 +38,12 @@ fn what_shards_count_is_summed_at_the_scrape() {
         ("volumedriver_request_bytes_total{kind=\"write\"}", 9216.0),
         ("volumedriver_cache_hits_total{tier=\"ram\"}", 6.0),
         ("volumedriver_cache_misses_total{tier=\"ssd\"}", 4.0),
+        ("volumedriver_cache_inserts_total{tier=\"ssd\"}", 0.0),
+        ("volumedriver_cache_used_bytes{tier=\"ssd\"}", 18.0),
+        ("volumedriver_cache_capacity_bytes{tier=\"ram\"}", 128.0),
+        ("volumedriver_cache_ssd_mismatches_total", 10.0),
+        ("volumedriver_cache_ssd_written_bytes_total", 8192.0),
+        ("volumedriver_cache_ssd_offline", 0.0),
         ("volumedriver_journal_records_total", 2.0),
         ("volumedriver_journal_bytes_total", 16384.0),
         ("volumedriver_stage_seconds_count{way=\"write\",stage=\"journal_commit\"}", 4.0),

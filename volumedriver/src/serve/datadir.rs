@@ -9,12 +9,14 @@
 //! | `buffer/owner` | the same identity: tells our buffer from another's, and an empty one from a lost one |
 //! | `pages/` | map pages, registry of vDisks |
 //! | `cache/` | read cache on disk (unless configured elsewhere) |
+//! | `cache/owner` | the same identity: keeps two daemons from one cache |
 //! | `backend/` | objects of the embedded backend (unless configured elsewhere) |
 //!
-//! Only the write buffer holds what is nowhere else. It is ours when its `owner` is the node of the `layout`; the owner is
+//! Only the write buffer holds what is nowhere else; of the cache it matters only that nobody else uses it. The buffer is ours when its `owner` is the node of the `layout`; the owner is
 //! written first. Discarding writes a new layout that names the node it discards, so that a crash on the way is seen and
 //! finished by the next start.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -26,11 +28,11 @@ use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::units::NodeId;
 
 use super::identity::{self, Identity};
+pub use crate::config::PAGES_DIR;
 
 pub const LAYOUT_FILE: &str = "layout";
 pub const OWNER_FILE: &str = "owner";
 pub const LOCK_FILE: &str = "lock";
-pub const PAGES_DIR: &str = "pages";
 
 /// A data directory that is ours until it is dropped.
 #[derive(Debug)]
@@ -45,8 +47,17 @@ pub struct DataDir {
 #[derive(Clone, Copy, Debug)]
 pub struct Places<'a> {
     pub buffer: &'a Path,
+    pub cache: CachePlace<'a>,
     /// Can be made again from the backend and the buffer.
     pub derived: &'a [&'a Path],
+}
+
+/// The directory of the read cache.
+#[derive(Clone, Copy, Debug)]
+pub struct CachePlace<'a> {
+    pub directory: &'a Path,
+    /// Otherwise an earlier run may have used it.
+    pub is_used: bool,
 }
 
 /// Whether the local state of an earlier run is used.
@@ -75,6 +86,9 @@ impl DataDir {
         };
         check_shards(path, identity, shards)?;
         check_owner(identity, places.buffer)?;
+        if places.cache.is_used {
+            take_cache(path, identity, places.cache.directory)?;
+        }
         Ok(Self { path: path.to_owned(), identity, _lock: lock })
     }
 
@@ -91,6 +105,7 @@ impl DataDir {
 /// A new node, in a place without local state.
 fn begin(path: &Path, shards: u32, places: Places<'_>) -> Result<Identity> {
     check_empty(path, places.buffer)?;
+    check_empty(path, places.cache.directory)?;
     places.derived.iter().try_for_each(|place| check_empty(path, place))?;
     let identity = Identity::new(shards, None);
     own(identity, places.buffer)?;
@@ -109,17 +124,26 @@ fn discard_all(
     known: Option<Identity>,
     places: Places<'_>,
 ) -> Result<Identity> {
-    let owner = identity::read(&places.buffer.join(OWNER_FILE))?;
     let ours = |owner: NodeId| {
         known.is_some_and(|known| known.node == owner || known.discarding == Some(owner))
     };
-    match owner {
-        Some(owner) if !ours(owner.node) && !places.buffer.starts_with(path) => {
-            return Err(another(places.buffer, owner.node));
-        }
-        _ => {}
+    let of_buffer = identity::read(&places.buffer.join(OWNER_FILE))?.map(|owner| owner.node);
+    if let Some(owner) = of_buffer
+        && !ours(owner)
+        && !places.buffer.starts_with(path)
+    {
+        return Err(another(WRITE_BUFFER, places.buffer, owner));
     }
-    let discarding = owner.map(|owner| owner.node).or(known.map(|known| known.node));
+    let cache = places.cache.directory;
+    let of_cache = identity::read(&cache.join(OWNER_FILE)).ok().flatten().map(|owner| owner.node);
+    if let Some(owner) = of_cache
+        && !(ours(owner) || of_buffer == of_cache)
+        && places.cache.is_used
+        && !cache.starts_with(path)
+    {
+        return Err(another(READ_CACHE, cache, owner));
+    }
+    let discarding = of_buffer.or(known.map(|known| known.node));
     let identity = Identity::new(shards, Some(discarding.unwrap_or(NodeId([0; 16]))));
     identity::write(&path.join(LAYOUT_FILE), identity)?;
     finish_discard(path, identity, places)
@@ -128,6 +152,7 @@ fn discard_all(
 fn finish_discard(path: &Path, identity: Identity, places: Places<'_>) -> Result<Identity> {
     discard(path, places.buffer)?;
     places.derived.iter().try_for_each(|place| discard(path, place))?;
+    discard_cache(path, identity, places.cache.directory)?;
     let identity = Identity { discarding: None, ..identity };
     own(identity, places.buffer)?;
     identity::write(&path.join(LAYOUT_FILE), identity)?;
@@ -149,7 +174,7 @@ fn check_shards(path: &Path, identity: Identity, shards: u32) -> Result<()> {
 fn check_owner(identity: Identity, buffer: &Path) -> Result<()> {
     match identity::read(&buffer.join(OWNER_FILE))? {
         Some(owner) if owner.node == identity.node => Ok(()),
-        Some(owner) => Err(another(buffer, owner.node)),
+        Some(owner) => Err(another(WRITE_BUFFER, buffer, owner.node)),
         None => Err(Fault::invalid(format!(
             "write buffer {}: not there, or not the one that was used before (no file {OWNER_FILE}). Is its disk \
              mounted? If it is lost, --discard-local goes on with what is on the backend",
@@ -158,12 +183,61 @@ fn check_owner(identity: Identity, buffer: &Path) -> Result<()> {
     }
 }
 
-fn another(buffer: &Path, owner: NodeId) -> Fault {
+/// What a place is for, and the section that names it.
+type Purpose = (&'static str, &'static str);
+const WRITE_BUFFER: Purpose = ("write buffer", "buffer");
+const READ_CACHE: Purpose = ("read cache", "cache");
+
+fn another((what, section): Purpose, place: &Path, owner: NodeId) -> Fault {
     Fault::invalid(format!(
-        "write buffer {}: belongs to another data directory, the one of node {owner}; name another \
-         directory in [buffer] directory",
-        buffer.display()
+        "{what} {}: belongs to another data directory, the one of node {owner}; name another \
+         directory in [{section}] directory",
+        place.display()
     ))
+}
+
+/// Refuses a cache of somebody else's, by the file that tells. One that cannot be looked at is left to fail later: a broken
+/// disk under the cache is no reason not to start.
+fn take_cache(data_dir: &Path, identity: Identity, cache: &Path) -> Result<()> {
+    match identity::read(&cache.join(OWNER_FILE)) {
+        Ok(Some(owner)) if owner.node == identity.node => Ok(()),
+        Ok(Some(owner)) => Err(another(READ_CACHE, cache, owner.node)),
+        Ok(None) => {
+            let found = local_state(data_dir, cache).unwrap_or_default();
+            if let Some(file) = found.iter().find(|file| is_ours(&file.file_name())) {
+                return Err(Fault::invalid(format!(
+                    "read cache {}: {} is not known to be ours (no file {OWNER_FILE}); move it away, or name another \
+                     directory in [cache] directory",
+                    cache.display(),
+                    file.path().display()
+                )));
+            }
+            if let Err(fault) = own(identity, cache) {
+                tracing::warn!(%fault, "the read cache's directory cannot be used");
+            }
+            Ok(())
+        }
+        Err(fault) => {
+            tracing::warn!(%fault, "the read cache's directory cannot be looked at");
+            Ok(())
+        }
+    }
+}
+
+/// Removes a cache that is ours, and that it was. One that cannot be looked at, or is another's, stays.
+fn discard_cache(data_dir: &Path, identity: Identity, cache: &Path) -> Result<()> {
+    let owner = identity::read(&cache.join(OWNER_FILE)).ok().flatten().map(|owner| owner.node);
+    let ours = owner.is_some() && (owner == Some(identity.node) || owner == identity.discarding);
+    if !ours && !cache.starts_with(data_dir) {
+        return Ok(());
+    }
+    discard(data_dir, cache)?;
+    match fs::remove_file(cache.join(OWNER_FILE)) {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            Err(Fault::unavailable(format!("{}: cannot be emptied", cache.display())).because(e))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Creates a directory for this user only, with those above it.
@@ -214,9 +288,17 @@ fn in_use(data_dir: &Path, lock: &mut File) -> Fault {
     ))
 }
 
-/// Names of our files in a directory that need not be ours alone: segments of the write buffer, files of the read cache, both
-/// also while they are being created.
-const OUR_PREFIXES: [&str; 4] = ["segment-", ".segment-", "cache-", ".cache-"];
+/// Whether a name is one of ours in a directory that need not be ours alone: segments of the write buffer and files of the
+/// read cache, both also while they are being created.
+fn is_ours(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    let plain = match name.strip_prefix('.') {
+        Some(hidden) => hidden.strip_suffix(".creating").unwrap_or(hidden),
+        None => &name,
+    };
+    let number = plain.strip_prefix("segment-").or(plain.strip_prefix("cache-"));
+    number.is_some_and(|n| !n.is_empty() && n.bytes().all(|digit| digit.is_ascii_digit()))
+}
 
 /// Local state in a directory: below the data directory everything but an `owner`, which is no state by itself; elsewhere
 /// what has one of our names.
@@ -230,11 +312,7 @@ fn local_state(data_dir: &Path, place: &Path) -> Result<Vec<fs::DirEntry>> {
     let inside = place.starts_with(data_dir);
     let ours = |entry: &fs::DirEntry| {
         let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name == OWNER_FILE {
-            return false;
-        }
-        inside || OUR_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        name != OWNER_FILE && (inside || is_ours(&name))
     };
     Ok(entries.into_iter().filter(ours).collect())
 }

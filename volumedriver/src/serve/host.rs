@@ -13,9 +13,12 @@ use volumedriver_core::units::{ByteCount, Epoch, ManifestNo, NodeId, Seq, Volume
 
 use super::world::RealWorld;
 use crate::admin::door::Command;
-use crate::admin::{Attached, BackendInfo, CreateSpec, EngineStatus, VdiskInfo, VdiskState};
+use crate::admin::{
+    Attached, BackendInfo, CacheDisk, CacheInfo, CreateSpec, EngineStatus, VdiskInfo, VdiskState,
+};
 use crate::buffer;
-use crate::cache;
+use crate::cache::ssd::{REGION_BYTES, SsdConfig, SsdState};
+use crate::cache::{self, DiskTier};
 use crate::config::{Config, VdiskSettings};
 use crate::io;
 use crate::io::disk::RealDisk;
@@ -79,9 +82,9 @@ impl Host {
         let disk = RealDisk::open(&config.buffer.directory, kit.engine)?;
         check_room(&disk, config).await?;
         let world = RealWorld::new(disk, kit.store.clone(), kit.pages.clone());
-        let cache_world = cache_world(&world, config, kit.engine)?;
-        let shard =
-            Shard::open(world, cache_world, shard_config(config, kit.node, &kit.metrics)).await?;
+        let (cache_world, cache_disk) = cache_world(&world, config, (kit.node, kit.engine)).await;
+        let sizes = shard_config(config, kit.node, &kit.metrics, cache_disk);
+        let shard = Shard::open(world, cache_world, sizes).await?;
         let host = Rc::new(Self {
             shard,
             desk,
@@ -352,8 +355,21 @@ impl Host {
             shards: 1,
             buffer_capacity: ByteCount(buffer.capacity_bytes()),
             buffer_used: ByteCount(buffer.used_bytes()),
+            cache: self.cache_info(),
             vdisks: self.list(),
         }
+    }
+
+    fn cache_info(&self) -> CacheInfo {
+        let cache = &self.shard.shared().cache;
+        let disk = match cache.disk_state() {
+            SsdState::Off => CacheDisk::Off,
+            SsdState::Warming => CacheDisk::Warming,
+            SsdState::Serving => CacheDisk::Serving,
+            SsdState::Offline(why) => CacheDisk::Offline(why),
+            SsdState::Closed => CacheDisk::Closed,
+        };
+        CacheInfo { counts: cache.counts(), disk }
     }
 
     async fn backend(&self) -> BackendInfo {
@@ -389,7 +405,9 @@ impl Host {
             self.metrics.buffer_capacity.set(bytes(buffer.capacity_bytes()));
             self.metrics.buffer_used.set(bytes(buffer.used_bytes()));
             let journal = buffer.counters();
-            self.shard.shared().metrics.journal(journal.records, journal.written_bytes);
+            let metrics = &self.shard.shared().metrics;
+            metrics.journal(journal.records, journal.written_bytes);
+            metrics.cache(self.shard.shared().cache.counts());
             tokio::time::sleep(GAUGE_PERIOD).await;
         }
     }
@@ -442,18 +460,56 @@ async fn check_room(disk: &RealDisk, config: &Config) -> Result<()> {
     )))
 }
 
-fn cache_world(world: &RealWorld, config: &Config, engine: io::Engine) -> Result<RealWorld> {
+/// The world whose disk the cache lies on, and what the cache's disk tier is to be. A disk that cannot be used is no reason
+/// not to start: then there is no such tier.
+async fn cache_world(
+    world: &RealWorld,
+    config: &Config,
+    (node, engine): (NodeId, io::Engine),
+) -> (RealWorld, DiskTier) {
     if config.cache.ssd.0 == 0 {
-        return Ok(world.clone());
+        return (world.clone(), DiskTier::Off);
     }
-    tracing::warn!(
-        "the read cache has no disk tier yet: [cache] ssd_bytes has no effect, set it to 0"
-    );
-    super::datadir::create_dir(&config.cache.directory)?;
-    Ok(world.with_disk(RealDisk::open(&config.cache.directory, engine)?))
+    let directory = &config.cache.directory;
+    let disk =
+        super::datadir::create_dir(directory).and_then(|()| RealDisk::open(directory, engine));
+    let disk = match disk {
+        Ok(disk) => check_cache_room(&disk, world.disk(), config).await.map(|()| disk),
+        Err(fault) => Err(fault),
+    };
+    match disk {
+        Ok(disk) => {
+            let bytes = config.cache.ssd.0;
+            let ssd = SsdConfig { node, bytes, region_bytes: REGION_BYTES };
+            (world.with_disk(disk), DiskTier::On(ssd))
+        }
+        Err(fault) => (world.clone(), DiskTier::Unusable(fault.to_string())),
+    }
 }
 
-fn shard_config(config: &Config, node: NodeId, metrics: &Metrics) -> ShardConfig {
+/// The cache must not take the room that the write buffer will need.
+async fn check_cache_room(disk: &RealDisk, buffer: &RealDisk, config: &Config) -> Result<()> {
+    let had = disk.list().await?.into_iter().filter(|(name, _)| name.starts_with("cache-"));
+    let had: u64 = had.map(|(_, len)| len).sum();
+    let taken = buffer.list().await?.into_iter().filter(|(name, _)| name.starts_with("segment-"));
+    let taken: u64 = taken.map(|(_, len)| len).sum();
+    let buffer_needs = match disk.is_beside(buffer)? {
+        true => config.buffer.capacity.0.saturating_sub(taken),
+        false => 0,
+    };
+    let (needed, free) = (config.cache.ssd.0, disk.free_bytes()?.saturating_sub(buffer_needs));
+    // The file is a little shorter than what is configured.
+    if free >= needed.saturating_sub(had + 2 * REGION_BYTES) {
+        return Ok(());
+    }
+    Err(Fault::no_space(format!(
+        "[cache] ssd_bytes: {needed} bytes do not fit into {}, where {free} are free \
+         beside what the write buffer needs",
+        config.cache.directory.display()
+    )))
+}
+
+fn shard_config(config: &Config, node: NodeId, metrics: &Metrics, disk: DiskTier) -> ShardConfig {
     let buffer = &config.buffer;
     ShardConfig {
         node,
@@ -468,7 +524,7 @@ fn shard_config(config: &Config, node: NodeId, metrics: &Metrics) -> ShardConfig
         },
         cache: cache::CacheConfig {
             ram_bytes: config.cache.ram.0,
-            ssd_bytes: config.cache.ssd.0,
+            disk,
             cluster_size: config.vpool.cluster_size,
         },
         metrics: metrics.open_shard(),

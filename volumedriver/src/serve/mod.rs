@@ -32,7 +32,7 @@ use crate::admin::{Engine, http, server, socket};
 use crate::config::Config;
 use crate::io;
 use crate::metrics::Metrics;
-use datadir::{DataDir, LocalState, PAGES_DIR, Places};
+use datadir::{CachePlace, DataDir, LocalState, PAGES_DIR, Places};
 
 pub use inspecting::inspect;
 
@@ -70,8 +70,9 @@ pub trait Node: Sized {
 pub fn run<N: Node>(options: Options) -> Result<()> {
     let config = Arc::new(options.source.load()?);
     let pages = config.data_dir.join(PAGES_DIR);
-    let derived: [&Path; 2] = [&pages, &config.cache.directory];
-    let places = Places { buffer: &config.buffer.directory, derived: &derived };
+    let derived: [&Path; 1] = [&pages];
+    let cache = CachePlace { directory: &config.cache.directory, is_used: config.cache.ssd.0 > 0 };
+    let places = Places { buffer: &config.buffer.directory, cache, derived: &derived };
     let data = DataDir::open(&config.data_dir, config.node.shards, options.local, places)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.node.service_threads)

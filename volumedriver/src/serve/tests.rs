@@ -1,10 +1,10 @@
 use std::path::{Path, PathBuf};
 
-use volumedriver_core::fault::Kind;
+use volumedriver_core::fault::{Kind, Result};
 
 use volumedriver_core::units::NodeId;
 
-use super::datadir::{DataDir, LAYOUT_FILE, LocalState, OWNER_FILE, Places};
+use super::datadir::{CachePlace, DataDir, LAYOUT_FILE, LocalState, OWNER_FILE, Places};
 use super::identity;
 
 struct Room {
@@ -21,8 +21,18 @@ impl Room {
     fn buffer(&self) -> PathBuf {
         self.path().join("buffer")
     }
-    fn open(&self, shards: u32, local: LocalState) -> volumedriver_core::fault::Result<DataDir> {
-        DataDir::open(&self.path(), shards, local, Places { buffer: &self.buffer(), derived: &[] })
+    fn open(&self, shards: u32, local: LocalState) -> Result<DataDir> {
+        self.open_with(shards, local, &self.buffer())
+    }
+    fn open_with(&self, shards: u32, local: LocalState, buffer: &Path) -> Result<DataDir> {
+        let directory = self.path().join("cache");
+        let cache = CachePlace { directory: &directory, is_used: false };
+        DataDir::open(&self.path(), shards, local, Places { buffer, cache, derived: &[] })
+    }
+    fn open_with_cache(&self, local: LocalState, directory: &Path) -> Result<DataDir> {
+        let (buffer, cache) = (self.buffer(), CachePlace { directory, is_used: true });
+        let places = Places { buffer: &buffer, cache, derived: &[] };
+        DataDir::open(&self.path(), 1, local, places)
     }
 }
 
@@ -92,12 +102,19 @@ fn elsewhere_only_our_files_count_and_go() {
     let shared = room.dir.path().join("nvme");
     write(&shared.join("lost+found/x"), "theirs");
     write(&shared.join("photo.jpg"), "theirs");
-    let open =
-        |local| DataDir::open(&room.path(), 1, local, Places { buffer: &shared, derived: &[] });
+    write(&shared.join("cache-busting.txt"), "theirs");
+    write(&shared.join("segment-of-a-film.mkv"), "theirs");
+    write(&shared.join(".cache-0000"), "ours");
+    let open = |local| room.open_with(1, local, &shared);
+    open(LocalState::Keep).unwrap_err();
+    std::fs::remove_file(shared.join(".cache-0000")).unwrap();
     drop(open(LocalState::Keep).unwrap());
-    write(&shared.join("segment-000001"), "ours");
+    let ours = ["segment-000001", ".segment-0002.creating", "cache-0000", ".cache-0000.creating"];
+    ours.iter().for_each(|name| write(&shared.join(name), "ours"));
     drop(open(LocalState::Discard).unwrap());
-    assert!(!shared.join("segment-000001").exists());
+    ours.iter().for_each(|name| assert!(!shared.join(name).exists(), "{name}"));
+    assert!(shared.join("cache-busting.txt").exists());
+    assert!(shared.join("segment-of-a-film.mkv").exists());
     assert!(shared.join("photo.jpg").exists() && shared.join("lost+found/x").exists());
 }
 
@@ -138,8 +155,9 @@ fn a_directory_that_cannot_be_made_is_named() {
     let file = room.dir.path().join("file");
     write(&file, "");
     let below = file.join("data");
-    let fault = DataDir::open(&below, 1, LocalState::Keep, Places { buffer: &file, derived: &[] })
-        .unwrap_err();
+    let cache = CachePlace { directory: &file, is_used: false };
+    let places = Places { buffer: &file, cache, derived: &[] };
+    let fault = DataDir::open(&below, 1, LocalState::Keep, places).unwrap_err();
     assert!(fault.to_string().contains(&below.display().to_string()), "{fault}");
 }
 
@@ -165,9 +183,7 @@ fn a_lost_buffer_is_refused_until_it_is_discarded() {
 fn the_buffer_of_another_node_is_refused_and_untouched() {
     let (room, other) = (Room::new(), Room::new());
     let shared = room.dir.path().join("nvme");
-    let open = |room: &Room, local| {
-        DataDir::open(&room.path(), 1, local, Places { buffer: &shared, derived: &[] })
-    };
+    let open = |room: &Room, local| room.open_with(1, local, &shared);
     let theirs = open(&other, LocalState::Keep).unwrap().node();
     write(&shared.join("segment-0"), "theirs");
     drop(room.open(1, LocalState::Keep).unwrap());
@@ -211,4 +227,61 @@ fn a_start_that_was_cut_short_is_begun_again() {
     identity::write(&room.buffer().join(OWNER_FILE), never).unwrap();
     let node: NodeId = room.open(1, LocalState::Keep).unwrap().node();
     assert_ne!(node, never.node);
+}
+
+#[test]
+fn the_cache_of_another_node_is_refused_by_name_and_untouched() {
+    let (room, other) = (Room::new(), Room::new());
+    let shared = room.dir.path().join("nvme");
+    let theirs = other.open_with_cache(LocalState::Keep, &shared).unwrap().node();
+    write(&shared.join("cache-0000"), "theirs");
+    drop(room.open(1, LocalState::Keep).unwrap());
+    for local in [LocalState::Keep, LocalState::Discard] {
+        let message = room.open_with_cache(local, &shared).unwrap_err().to_string();
+        assert!(message.contains(&theirs.to_string()), "{message}");
+        assert!(message.contains(&shared.display().to_string()), "{message}");
+    }
+    // Without a word of whose it is, the file itself is named.
+    std::fs::remove_file(shared.join(OWNER_FILE)).unwrap();
+    let message = room.open_with_cache(LocalState::Keep, &shared).unwrap_err().to_string();
+    assert!(message.contains("cache-0000") && message.contains("[cache] directory"), "{message}");
+    assert_eq!(std::fs::read_to_string(shared.join("cache-0000")).unwrap(), "theirs");
+}
+
+#[test]
+fn a_cache_elsewhere_goes_when_local_state_is_discarded() {
+    let room = Room::new();
+    let shared = room.dir.path().join("nvme");
+    write(&shared.join("photo.jpg"), "theirs");
+    let first = room.open_with_cache(LocalState::Keep, &shared).unwrap().node();
+    write(&shared.join("cache-0000"), "ours");
+    drop(room.open_with_cache(LocalState::Keep, &shared).unwrap());
+    assert!(shared.join("cache-0000").exists());
+    let second = room.open_with_cache(LocalState::Discard, &shared).unwrap().node();
+    assert_ne!(first, second);
+    assert!(!shared.join("cache-0000").exists() && shared.join("photo.jpg").exists());
+    drop(room.open_with_cache(LocalState::Keep, &shared).unwrap());
+    // Also when it was cut short, and when the cache is not in use any more.
+    write(&shared.join("cache-0000"), "ours");
+    let cut = identity::Identity::new(1, Some(second));
+    identity::write(&room.path().join(LAYOUT_FILE), cut).unwrap();
+    let (buffer, cache) = (room.buffer(), CachePlace { directory: &shared, is_used: false });
+    let places = Places { buffer: &buffer, cache, derived: &[] };
+    drop(DataDir::open(&room.path(), 1, LocalState::Keep, places).unwrap());
+    assert!(!shared.join("cache-0000").exists() && !shared.join(OWNER_FILE).exists());
+}
+
+#[test]
+fn a_cache_that_is_lost_or_broken_does_not_keep_it_from_starting() {
+    let room = Room::new();
+    let cache = room.dir.path().join("nvme");
+    drop(room.open_with_cache(LocalState::Keep, &cache).unwrap());
+    std::fs::remove_dir_all(&cache).unwrap();
+    drop(room.open_with_cache(LocalState::Keep, &cache).unwrap());
+    assert!(cache.join(OWNER_FILE).exists());
+    write(&cache.join(OWNER_FILE), "garbage");
+    drop(room.open_with_cache(LocalState::Keep, &cache).unwrap());
+    std::fs::remove_dir_all(&cache).unwrap();
+    write(&cache, "a file");
+    drop(room.open_with_cache(LocalState::Keep, &cache).unwrap());
 }

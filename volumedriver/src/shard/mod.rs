@@ -191,7 +191,7 @@ impl<W: World> Shard<W> {
         self.shared.world.store().delete_namespace(&names::namespace(id)).await
     }
 
-    /// Closes all volumes and the buffer. With `drain` everything is uploaded first, within that time; what is not stays
+    /// Closes all volumes, the buffer and the cache. With `drain` everything is uploaded first, within that time; what is not stays
     /// journalled and is found again by the next opening.
     pub async fn close(&self, drain: Option<Duration>) -> Result<()> {
         let volumes = self.volumes();
@@ -211,7 +211,10 @@ impl<W: World> Shard<W> {
         if let Err(fault) = self.shared.world.pages().sync().await {
             tracing::warn!(%fault, "the page store could not be written; it is rebuilt from TLogs");
         }
-        self.shared.buffer.close().await
+        let closed = self.shared.buffer.close().await;
+        // After what must not be lost: the cache only gets a better start from it.
+        self.shared.cache.close().await;
+        closed
     }
 
     fn is_writable(volume: &Volume<W>) -> bool {

@@ -15,7 +15,7 @@ use volumedriver_core::volume::span;
 use super::backend::ScoKey;
 use super::chain::until_answered;
 use super::{State, Volume};
-use crate::metrics::{CacheTier, RequestKind, Stage};
+use crate::metrics::{RequestKind, Stage};
 use crate::world::World;
 
 /// Extents of one request fetched at the same time.
@@ -205,17 +205,11 @@ impl<W: World> Volume<W> {
         if count >= SCAN_CLUSTERS {
             return Ok(vec![self.ask_backend(key, at.index, count, 0).await?]);
         }
-        let mut pieces = Vec::with_capacity(count as usize);
-        for index in at.index..at.index + count {
-            let cached = self.shared.cache.get(cache_key(key, index));
-            let Some(bytes) = self.staged(Stage::ReadCache, cached).await else {
-                let missing = at.index + count - index;
-                self.shared.metrics.cache_misses(CacheTier::Ram, u64::from(missing));
-                pieces.push(self.fetch_missing(key, index, missing, ahead).await?);
-                break;
-            };
-            self.shared.metrics.cache_hits(CacheTier::Ram, 1);
-            pieces.push(bytes);
+        let cached = self.shared.cache.get_run(cache_key(key, at.index), count);
+        let mut pieces = self.staged(Stage::ReadCache, cached).await;
+        let found = pieces.len() as u32;
+        if found < count {
+            pieces.push(self.fetch_missing(key, at.index + found, count - found, ahead).await?);
         }
         Ok(pieces)
     }

@@ -13,6 +13,7 @@
     )
 )]
 
+pub mod cache;
 pub mod change;
 mod frame;
 pub mod journal;

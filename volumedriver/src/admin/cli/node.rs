@@ -28,6 +28,7 @@ pub async fn status(mut client: Client) -> Result<Report, Status> {
         "backlog_bytes": node.backlog_bytes,
         "upload_lag_ms": node.upload_lag_ms,
         "connections": node.connections,
+        "cache": cache_document(&node.cache.clone().unwrap_or_default()),
         "vdisks": documents(&node.vdisks),
     });
     Ok(Report { human, json })
@@ -49,7 +50,52 @@ fn describe(node: &proto::NodeStatus) -> String {
         ("backlog", human(ByteCount(node.backlog_bytes))),
         ("upload lag", seconds(node.upload_lag_ms)),
         ("clients", node.connections.to_string()),
+        ("read cache", describe_cache(&node.cache.clone().unwrap_or_default())),
     ])
+}
+
+fn describe_cache(cache: &proto::CacheStatus) -> String {
+    let filled = |tier: &Option<proto::CacheTierStatus>| {
+        let tier = (*tier).unwrap_or_default();
+        let bytes = |bytes| human(ByteCount(bytes));
+        format!("{} of {}", bytes(tier.used_bytes), bytes(tier.capacity_bytes))
+    };
+    let disk = match cache.disk_state() {
+        proto::CacheDiskState::Off | proto::CacheDiskState::Unspecified => {
+            return filled(&cache.ram);
+        }
+        proto::CacheDiskState::Serving => filled(&cache.disk),
+        proto::CacheDiskState::Warming => format!("{}, warming", filled(&cache.disk)),
+        proto::CacheDiskState::Offline => format!("offline ({})", cache.disk_reason),
+        proto::CacheDiskState::Closed => "closed".to_owned(),
+    };
+    format!("{}, on disk {disk}", filled(&cache.ram))
+}
+
+fn cache_document(cache: &proto::CacheStatus) -> serde_json::Value {
+    let tier = |tier: &Option<proto::CacheTierStatus>| {
+        let tier = (*tier).unwrap_or_default();
+        json!({
+            "used_bytes": tier.used_bytes,
+            "capacity_bytes": tier.capacity_bytes,
+            "hits": tier.hits,
+            "misses": tier.misses,
+        })
+    };
+    let state = match cache.disk_state() {
+        proto::CacheDiskState::Off | proto::CacheDiskState::Unspecified => "off",
+        proto::CacheDiskState::Serving => "serving",
+        proto::CacheDiskState::Warming => "warming",
+        proto::CacheDiskState::Offline => "offline",
+        proto::CacheDiskState::Closed => "closed",
+    };
+    json!({
+        "ram": tier(&cache.ram),
+        "disk": tier(&cache.disk),
+        "disk_state": state,
+        "disk_reason": cache.disk_reason,
+        "disk_mismatches": cache.disk_mismatches,
+    })
 }
 
 pub async fn backend(mut client: Client) -> Result<Report, Status> {

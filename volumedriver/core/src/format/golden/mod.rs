@@ -2,6 +2,7 @@
 //!
 //! A file holds groups of hexadecimal bytes, `00*36` for 36 times the byte 00, and a comment after `#`.
 
+use super::cache::{CacheEntry, CacheHeader, CachePage, FileState, PAGE_BYTES};
 use super::journal::{BLOCK_BYTES, Entry, RecordHeader, Section};
 use super::manifest::{Body, Manifest, Opening, Origin, RunRef, Shape, ShapeChange, TlogRef};
 use super::page::{self, PageRun};
@@ -257,4 +258,40 @@ fn map_run() {
     let [block] = index.blocks.as_slice() else { panic!("one block") };
     assert_eq!(block.bytes, 48..100);
     assert_eq!(block.decode(&bytes[48..100]).unwrap(), extents);
+}
+
+#[test]
+fn cache_header() {
+    let bytes = parse(include_str!("cache_header.v1.hex"));
+    let header = CacheHeader {
+        node: NodeId(id(0xa0)),
+        cluster_size: ClusterSize::DEFAULT,
+        region_slots: 256,
+        regions: 64,
+        state: FileState::Closed { stamp: 0x1122_3344_5566_7788, hand: 63, pages: 5 },
+    };
+    assert_eq!(CacheHeader::decode(&bytes).unwrap(), header);
+    let mut block = [0xee; BLOCK_BYTES];
+    header.encode(&mut block);
+    assert_eq!(block.as_slice(), bytes);
+}
+
+#[test]
+fn cache_page() {
+    let bytes = parse(include_str!("cache_page.v1.hex"));
+    let mut page = CachePage::new(0x1122_3344_5566_7788, 4);
+    let entries = [
+        (0, id(0), 7, 0x1234, 0xabcd, 0x1122_3344),
+        (16_383, id(0x10), 1 << 32, 1, 1, 0x5566_7788),
+        (16_384, id(0), 7, (1 << 47) - 1, 0xffff, 0x99aa_bbcc),
+    ];
+    for (slot, volume, epoch, sco, index, crc) in entries {
+        let at = Location { sco: ScoSeq(sco), index };
+        let (volume, epoch, crc) = (VolumeId(volume), Epoch(epoch), ClusterCrc(crc));
+        assert!(page.push(&CacheEntry { slot, volume, epoch, at, crc }));
+    }
+    assert_eq!(CachePage::decode(&bytes).unwrap(), page);
+    let mut block = [0xee; PAGE_BYTES];
+    page.encode(&mut block);
+    assert_eq!(block.as_slice(), bytes);
 }
