@@ -61,9 +61,9 @@ impl Sim {
             self.open_engine(self.universe.world_of(winner), self.nodes[winner].get()).await?;
         *self.opened.borrow_mut() = Some(engine.clone());
         let (mut new, mut taken) = (Vec::new(), Vec::new());
-        for n in 0..old.len() {
+        for (n, guest) in stale.iter().enumerate().take(old.len()) {
             let volume = self.open(&engine, n).await?;
-            let Some(words) = self.take_over(n, &stale[n], &volume).await else { return Ok(()) };
+            let Some(words) = self.take_over(n, guest, &volume).await else { return Ok(()) };
             taken.push(words);
             new.push(volume);
         }
@@ -88,7 +88,8 @@ impl Sim {
             }
         }
         self.set_ignorance(loser, ignorance, false);
-        for guest in self.guests.borrow().clone() {
+        let guests = self.guests.borrow().clone();
+        for guest in guests {
             guest.settle().await;
         }
         self.end_of_contest(outgoing, &stale, old, taken).await
