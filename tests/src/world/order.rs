@@ -18,7 +18,7 @@ use super::store::Namespace;
 #[derive(Default)]
 pub(crate) struct Chain {
     shape: Option<Shape>,
-    pub(super) last: ManifestNo,
+    last: ManifestNo,
     /// The newest checkpoint: older manifests are not needed to read the chain.
     checkpoint: ManifestNo,
 }
