@@ -103,7 +103,7 @@ fn volumes_come_and_go() {
     metrics.volume("disk").set_lag(None);
     assert_eq!(lag(&metrics), 0.0);
     metrics.forget_volume("disk");
-    assert!(!metrics.encode().unwrap().contains("disk"));
+    assert!(!metrics.encode().unwrap().contains("volume=\"disk\""));
 }
 
 #[test]
