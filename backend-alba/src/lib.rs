@@ -1,7 +1,7 @@
 //! An object backend: namespaces of immutable objects with put-if-absent, verified range reads and conditional sequences.
 //!
-//! Pure: [`manifest`], `trailer`, [`name`], [`preset`], [`erasure`], `placement`, `health`. Waiting: `osd` (directories), `nsm`
-//! (RocksDB), [`alba`] (the API, used by the gRPC server and in-process alike), [`server`].
+//! Pure: [`manifest`], [`trailer`], [`name`], [`preset`], [`erasure`], `placement`, `health`. Waiting: [`osd`] (directories),
+//! [`nsm`] (tables), [`alba`] (the API, used by the gRPC server and in-process alike), [`server`].
 
 pub mod alba;
 pub mod erasure;
@@ -9,14 +9,15 @@ pub mod fault;
 mod health;
 pub mod manifest;
 pub mod name;
-mod nsm;
-mod osd;
+pub mod nsm;
+pub mod osd;
+pub mod outside;
 mod placement;
 pub mod preset;
 pub mod server;
-mod trailer;
+pub mod trailer;
 
-pub use alba::{Alba, Config, OsdPlace, Presets, Status, Upload};
+pub use alba::{Alba, Config, GivenOsd, OsdPlace, Parts, Presets, Status, Upload};
 pub use fault::{Fault, Kind, Result};
 pub use nsm::{Condition, OsdRole, Page, Put};
 pub use osd::Purpose;

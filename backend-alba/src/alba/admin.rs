@@ -15,55 +15,44 @@ pub struct Presets {
 
 impl Alba {
     pub async fn presets(&self) -> Result<Presets> {
-        let load = |inner: &std::sync::Arc<super::Inner>| {
-            let (presets, default) = (inner.nsm.presets()?, inner.nsm.default_preset()?);
-            Ok(Presets { presets, default })
-        };
-        self.run(load).await
+        let nsm = &self.inner.nsm;
+        Ok(Presets { presets: nsm.presets().await?, default: nsm.default_preset().await? })
     }
 
     /// Creates a preset, or replaces it with its next version: objects put from then on follow it. Returns the version.
     pub async fn put_preset(&self, name: &str, preset: Raw) -> Result<u32> {
         preset::check_word("preset", name)?;
         preset.check().map_err(|fault| fault.about(format!("preset {name:?}")))?;
-        let name = name.to_string();
-        self.run(move |inner| inner.nsm.put_preset(&name, preset)).await
+        self.inner.nsm.put_preset(name, preset).await
     }
 
     /// Refused while a namespace uses it or it is the default. `false` when there is none.
     pub async fn delete_preset(&self, name: &str) -> Result<bool> {
-        let name = name.to_string();
-        self.run(move |inner| inner.nsm.delete_preset(&name)).await
+        self.inner.nsm.delete_preset(name).await
     }
 
     /// New namespaces get this preset.
     pub async fn set_default_preset(&self, name: &str) -> Result<()> {
-        let name = name.to_string();
-        self.run(move |inner| inner.nsm.set_default_preset(&name)).await
+        self.inner.nsm.set_default_preset(name).await
     }
 
     pub async fn preset_of(&self, namespace: &str) -> Result<String> {
         name::check_namespace(namespace)?;
-        let namespace = namespace.to_string();
-        self.run(move |inner| inner.nsm.preset_of(&namespace)).await
+        self.inner.nsm.preset_of(namespace).await
     }
 
     /// Objects put from then on follow this preset.
     pub async fn set_preset_of(&self, namespace: &str, preset: &str) -> Result<()> {
         name::check_namespace(namespace)?;
-        let (namespace, preset) = (namespace.to_string(), preset.to_string());
-        self.run(move |inner| inner.nsm.set_preset_of(&namespace, &preset)).await
+        self.inner.nsm.set_preset_of(namespace, preset).await
     }
 
     /// What the OSD is used for from now on, also after a restart.
     pub async fn set_osd_role(&self, osd: OsdId, role: OsdRole) -> Result<()> {
-        self.run(move |inner| {
-            inner.nsm.set_osd_role(osd, role)?;
-            if let Ok(member) = inner.osds.get(osd) {
-                member.set_role(role);
-            }
-            Ok(())
-        })
-        .await
+        self.inner.nsm.set_osd_role(osd, role).await?;
+        if let Ok(member) = self.inner.osds.get(osd) {
+            member.set_role(role);
+        }
+        Ok(())
     }
 }

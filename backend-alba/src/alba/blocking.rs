@@ -7,17 +7,29 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::Config;
 use crate::fault::{Fault, Result};
 
+/// Where work that takes a processor, or blocks, is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Threads {
+    /// On the runtime's blocking threads.
+    #[default]
+    Blocking,
+    /// On the thread that asks, so that a run in simulated time can be repeated.
+    Here,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Blocking {
+    kind: Threads,
     threads: Arc<Semaphore>,
     puts: Arc<Semaphore>,
     gets: Arc<Semaphore>,
 }
 
 impl Blocking {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, kind: Threads) -> Self {
         let of = |count: usize| Arc::new(Semaphore::new(count.clamp(1, Semaphore::MAX_PERMITS)));
         Self {
+            kind,
             threads: of(config.blocking_count),
             puts: of(config.put_count),
             gets: of(config.get_count),
@@ -30,6 +42,9 @@ impl Blocking {
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        if self.kind == Threads::Here {
+            return work();
+        }
         let permit = permit(&self.threads).await?;
         let task = tokio::task::spawn_blocking(move || {
             let _permit = permit;

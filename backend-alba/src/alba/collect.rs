@@ -21,8 +21,11 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// Starts the work; it ends with the backend.
 pub(super) fn start(inner: &Arc<Inner>) {
     tokio::spawn(removals(Arc::downgrade(inner), inner.wakes.clone()));
-    let grace = inner.config.orphan_grace;
-    tokio::spawn(orphans(Arc::downgrade(inner), inner.shortage.clone(), grace));
+    // What others are putting cannot be told from what a crash left.
+    if !inner.nsm.is_shared() {
+        let grace = inner.config.orphan_grace;
+        tokio::spawn(orphans(Arc::downgrade(inner), inner.shortage.clone(), grace));
+    }
 }
 
 async fn removals(backend: Weak<Inner>, wakes: Arc<Notify>) {
@@ -64,13 +67,13 @@ async fn step<F: Future<Output = Result<()>>>(
 impl Inner {
     /// Drops what deleted namespaces held, then removes the files noted for removal.
     async fn remove_noted(self: Arc<Self>) -> Result<()> {
-        while self.run(|inner| inner.nsm.drop_some()).await? {}
+        while self.nsm.drop_some().await? {}
         let mut after = None;
         loop {
-            let noted = self.run(move |inner| inner.nsm.removals(after, STEP)).await?;
-            let Some((last, _)) = noted.last() else { return Ok(()) };
+            let noted = self.nsm.removals(after, STEP).await?;
+            let Some(last) = noted.last() else { return Ok(()) };
             after = Some(*last);
-            self.remove_fragments(noted).await?;
+            self.remove_fragments(&noted).await?;
         }
     }
 
@@ -78,9 +81,8 @@ impl Inner {
         for member in self.osds.all() {
             let osd = member.id();
             for id in member.list(shard).await? {
-                if self.unfinished().contains(&id)
-                    || self.run(move |inner| inner.nsm.is_live(osd, id)).await?
-                {
+                let is_unfinished = self.unfinished().contains(&id);
+                if is_unfinished || self.nsm.is_live(osd, id).await? {
                     continue;
                 }
                 tracing::info!(fragment = %id, %osd, "collecting a file without a manifest");

@@ -67,13 +67,6 @@ impl Source {
     }
 }
 
-/// The first look at an object that is to be read.
-enum Look {
-    Absent,
-    Read(Bytes),
-    Found(Arc<Manifest>),
-}
-
 impl Alba {
     /// Exactly `len` bytes from `offset`, verified; `None` when there is no such object. A range past its end is `Invalid`,
     /// a damaged one that cannot be rebuilt `Corrupt`.
@@ -85,15 +78,14 @@ impl Alba {
         len: u64,
     ) -> Result<Option<Bytes>> {
         let (namespace, name) = check_names(namespace, name)?;
-        let source = Source { namespace: namespace.into(), name: name.into() };
+        let source = Source { namespace: namespace.as_str().into(), name: name.as_str().into() };
         let _permit = self.inner.blocking.may_get().await?;
-        let looked = source.clone();
-        let found = match self.run(move |inner| inner.look(&looked, offset, len)).await? {
-            Look::Absent => return Ok(None),
-            Look::Read(bytes) => return Ok(Some(bytes)),
-            Look::Found(manifest) => manifest,
-        };
-        self.inner.read(&source, found, offset, len, None).await
+        let Some(manifest) = self.head(&namespace, &name).await? else { return Ok(None) };
+        let manifest = Arc::new(manifest);
+        if let Some(bytes) = self.inner.read_at_once(&manifest, offset, len).await {
+            return Ok(Some(bytes));
+        }
+        self.inner.read(&source, manifest, offset, len, None).await
     }
 
     /// Opens an object for reading it piece by piece; `None` when there is none.
@@ -150,22 +142,17 @@ impl Reader {
 }
 
 impl Inner {
-    /// Reads at once what needs no other thread: an object whole in an open file of the only OSD.
-    fn look(&self, source: &Source, offset: u64, len: u64) -> Result<Look> {
-        let Some(manifest) = self.nsm.get(&source.namespace, &source.name)? else {
-            return Ok(Look::Absent);
-        };
+    /// Where there is nothing to choose from: an object whole in an open file of the only OSD. `None` when it is not that
+    /// simple, or fails.
+    async fn read_at_once(&self, manifest: &Manifest, offset: u64, len: u64) -> Option<Bytes> {
+        let [fragment] = &manifest.fragments[..] else { return None };
         let is_legal = check_range(manifest.len, offset, Some(len)).is_ok();
-        if let [fragment] = &manifest.fragments[..]
-            && is_legal
-            && manifest.policy.is_copies()
-            && self.osds.all().len() == 1
-            && let Some(open) = self.open_fragments.get(fragment.file)
-            && let Some(Ok(bytes)) = open.read_here(offset, offset + len)
-        {
-            return Ok(Look::Read(bytes));
+        if !is_legal || !manifest.policy.is_copies() || self.osds.all().len() > 1 {
+            return None;
         }
-        Ok(Look::Found(Arc::new(manifest)))
+        let open = self.open_fragments.get(fragment.file)?;
+        let read = self.blocking.run(move || Ok(open.read_here(offset, offset + len)));
+        read.await.ok()??.ok()
     }
 
     /// A range of an object whose manifest was this. `None` when the object is gone; with an id, also when it is another.
@@ -186,8 +173,7 @@ impl Inner {
                 Ok(bytes) => return Ok(Some(bytes)),
                 Err(fault) => fault,
             };
-            let looked = source.clone();
-            let now = self.run(move |inner| inner.nsm.get(&looked.namespace, &looked.name)).await?;
+            let now = self.nsm.get(&source.namespace, &source.name).await?;
             match now {
                 None => return Ok(None),
                 Some(now) if id.is_some_and(|id| id != now.id) => return Ok(None),

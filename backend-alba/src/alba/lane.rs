@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -43,11 +43,6 @@ pub(super) struct Order {
 }
 
 impl Order {
-    pub fn new(namespace: &str, name: &str, len: u64, purpose: Purpose) -> Self {
-        let created_ms = now_ms();
-        Self { namespace: namespace.into(), name: name.into(), len, purpose, created_ms }
-    }
-
     /// For more fragments of an object there is.
     pub fn again(namespace: &Arc<str>, name: &Arc<str>, manifest: &Manifest) -> Self {
         let (namespace, name) = (namespace.clone(), name.clone());
@@ -108,7 +103,7 @@ pub(super) struct Claim {
 impl Claim {
     /// To be taken before the file exists.
     pub fn new(inner: &Arc<Inner>) -> Self {
-        let id = FragmentId::random();
+        let id = inner.outside.fragment_id();
         inner.unfinished().insert(id);
         Self { id, inner: inner.clone(), forever: false }
     }
@@ -124,6 +119,13 @@ impl Drop for Claim {
         if !self.forever {
             self.inner.unfinished().remove(&self.id);
         }
+    }
+}
+
+impl Inner {
+    pub(super) fn order(&self, namespace: &str, name: &str, len: u64, purpose: Purpose) -> Order {
+        let created_ms = self.outside.now_ms();
+        Order { namespace: namespace.into(), name: name.into(), len, purpose, created_ms }
     }
 }
 
@@ -439,9 +441,4 @@ fn stalled(member: &Member) -> Fault {
     let fault = Fault::unavailable(format!("OSD {place} does not get on with its fragment"));
     member.note_failure(&fault);
     fault
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }

@@ -7,7 +7,6 @@ use super::Inner;
 use super::lane::{Lanes, Order};
 use super::repair::Notice;
 use crate::fault::Result;
-use crate::manifest::Fragment;
 use crate::name::ObjectId;
 
 /// What is not stored by then is made anew by maintenance.
@@ -45,12 +44,8 @@ async fn record_one(
         lane.discard().await;
         return Ok(false);
     };
-    let target = order.clone();
-    let add = move |inner: &Arc<Inner>| {
-        let added: [(Option<Fragment>, Option<Fragment>); 1] = [(None, Some(fragment))];
-        inner.nsm.move_fragments(&target.namespace, &target.name, object, &added)
-    };
-    let outcome = inner.run(add).await;
+    let added = [(None, Some(fragment))];
+    let outcome = inner.nsm.move_fragments(&order.namespace, &order.name, object, &added).await;
     lane.settle(matches!(outcome, Ok(true)), outcome.as_ref().err());
     lane.discard().await;
     outcome

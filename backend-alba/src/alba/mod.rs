@@ -16,6 +16,7 @@ mod fetch;
 mod get;
 mod lane;
 mod late;
+mod open;
 mod osds;
 mod put;
 mod repair;
@@ -31,19 +32,22 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::fault::{Fault, Result};
 use crate::manifest::Manifest;
 use crate::name::{self, AlbaId, FragmentId, OsdId};
-use crate::nsm::{Change, Condition, Nsm, Page};
+use crate::nsm::{Change, Condition, Nsm, Page, Removal};
 use crate::osd::{Purpose, Space};
-use crate::preset::{self, Preset};
+use crate::outside::Outside;
+use crate::preset::Preset;
 use blocking::Blocking;
 use data_dir::DataDir;
 use get::OpenFragments;
-use lane::Order;
 use osds::Osds;
 use repair::Notice;
 
 pub use admin::Presets;
+pub use blocking::Threads;
 pub use config::{Config, OsdPlace};
 pub use get::Reader;
+pub use open::Parts;
+pub use osds::GivenOsd;
 pub use put::Upload;
 pub use status::{OsdState, OsdStatus, Status};
 
@@ -64,8 +68,9 @@ struct Inner {
     config: Config,
     id: AlbaId,
     nsm: Nsm,
-    /// Of the file system the NSM is on.
-    nsm_space: Arc<Space>,
+    /// Of the file system the NSM is on, when it is on one of this machine.
+    nsm_space: Option<Arc<Space>>,
+    outside: Outside,
     osds: Osds,
     open_fragments: OpenFragments,
     /// Fragments whose bytes are written but which no manifest names yet: no orphans.
@@ -78,7 +83,7 @@ struct Inner {
     /// Objects that were found to need repair.
     notices: mpsc::Sender<Notice>,
     // Near the end, so that the lock outlives the database.
-    _data_dir: DataDir,
+    _data_dir: Option<DataDir>,
     // Last: its receivers know when all of the above is gone.
     alive: watch::Sender<()>,
 }
@@ -94,20 +99,12 @@ pub enum Update {
 impl Alba {
     /// Opens or creates a backend and starts its background work on the runtime this is awaited on.
     pub async fn open(config: Config) -> Result<Self> {
-        Self::open_with(config, Osds::open).await
+        open::in_directory(config, osds::directories).await
     }
 
-    async fn open_with(
-        config: Config,
-        osds: impl FnOnce(&Config, AlbaId, &Nsm) -> Result<Osds> + Send + 'static,
-    ) -> Result<Self> {
-        let blocking = Blocking::new(&config);
-        let (permits, (notices, noticed)) = (blocking.clone(), mpsc::channel(repair::NOTICES));
-        let opened = permits.run(move || Inner::open(config, blocking, notices, osds)).await?;
-        let inner = Arc::new(opened);
-        collect::start(&inner);
-        repair::start(&inner, noticed);
-        Ok(Self { inner })
+    /// A backend of parts that are there already, with its background work on the runtime this is awaited on.
+    pub async fn assemble(parts: Parts) -> Result<Self> {
+        open::of_parts(parts).await
     }
 
     #[must_use]
@@ -138,29 +135,26 @@ impl Alba {
         preset: Option<&str>,
     ) -> Result<bool> {
         name::check_namespace(namespace)?;
-        let (namespace, preset) = (namespace.to_string(), preset.map(str::to_string));
-        self.run(move |inner| inner.nsm.create_namespace(&namespace, preset.as_deref())).await
+        self.inner.nsm.create_namespace(namespace, preset).await
     }
 
     /// Its objects are gone when this returns, their space comes back in the background. `false` when there is none.
     pub async fn delete_namespace(&self, namespace: &str) -> Result<bool> {
         name::check_namespace(namespace)?;
-        let namespace = namespace.to_string();
-        let deleted = self.run(move |inner| inner.nsm.delete_namespace(&namespace)).await?;
+        let deleted = self.inner.nsm.delete_namespace(namespace).await?;
         self.inner.wakes.notify_one();
         Ok(deleted)
     }
 
     /// Up to `limit` names (0: as many as are given at once) with this prefix, greater than `after`.
     pub async fn list_namespaces(&self, prefix: &str, after: &str, limit: usize) -> Result<Page> {
-        let (prefix, after) = (prefix.to_string(), after.to_string());
-        self.run(move |inner| inner.nsm.list_namespaces(&prefix, &after, list_limit(limit))).await
+        self.inner.nsm.list_namespaces(prefix, after, list_limit(limit)).await
     }
 
     /// What is known of an object; `None` when there is none.
     pub async fn head(&self, namespace: &str, name: &str) -> Result<Option<Manifest>> {
-        let (namespace, name) = check_names(namespace, name)?;
-        self.run(move |inner| inner.nsm.get(&namespace, &name)).await
+        check_names(namespace, name)?;
+        self.inner.nsm.get(namespace, name).await
     }
 
     /// As [`Alba::list_namespaces`], of objects. A namespace that is not there is empty.
@@ -172,17 +166,15 @@ impl Alba {
         limit: usize,
     ) -> Result<Page> {
         name::check_namespace(namespace)?;
-        let (namespace, prefix, after) =
-            (namespace.to_string(), prefix.to_string(), after.to_string());
-        self.run(move |inner| inner.nsm.list(&namespace, &prefix, &after, list_limit(limit))).await
+        self.inner.nsm.list(namespace, prefix, after, list_limit(limit)).await
     }
 
     /// `false` when there was no such object.
     pub async fn delete(&self, namespace: &str, name: &str) -> Result<bool> {
-        let (namespace, name) = check_names(namespace, name)?;
-        let gone = self.run(move |inner| inner.nsm.delete(&namespace, &name)).await?;
-        Box::pin(self.inner.remove_files(gone.as_slice())).await;
-        Ok(gone.is_some())
+        check_names(namespace, name)?;
+        let Some(gone) = self.inner.nsm.delete(namespace, name).await? else { return Ok(false) };
+        Box::pin(self.inner.remove_files(&gone)).await;
+        Ok(true)
     }
 
     /// Checks all asserts and makes all updates of one namespace, or none.
@@ -198,54 +190,9 @@ impl Alba {
         let apply = async move { inner.apply_sequence(namespace, asserts, updates).await };
         put::to_its_end(Box::pin(apply)).await
     }
-
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Arc<Inner>) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        self.inner.run(work).await
-    }
 }
 
 impl Inner {
-    fn open(
-        config: Config,
-        blocking: Blocking,
-        notices: mpsc::Sender<Notice>,
-        osds: impl FnOnce(&Config, AlbaId, &Nsm) -> Result<Osds>,
-    ) -> Result<Self> {
-        let data_dir = DataDir::open(&config.data_dir)?;
-        let nsm = Nsm::open(&config.data_dir.join("nsm"))?;
-        let nsm_space = Space::open(&config.data_dir, config.nsm_limits())
-            .map_err(|e| Fault::io("no statistics of the data directory", e))?;
-        let osds = osds(&config, data_dir.id, &nsm)?;
-        let is_single = osds.all().len() == 1;
-        nsm.ensure_presets(if is_single { preset::SINGLE } else { preset::DEFAULT })?;
-        Ok(Self {
-            open_fragments: OpenFragments::new(config.open_count),
-            id: data_dir.id,
-            config,
-            nsm,
-            nsm_space,
-            osds,
-            unfinished: Mutex::default(),
-            blocking,
-            wakes: Arc::default(),
-            shortage: Arc::default(),
-            notices,
-            _data_dir: data_dir,
-            alive: watch::channel(()).0,
-        })
-    }
-
-    async fn run<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Arc<Self>) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let inner = self.clone();
-        self.blocking.run(move || work(&inner)).await
-    }
-
     async fn apply_sequence(
         self: &Arc<Self>,
         namespace: String,
@@ -259,7 +206,7 @@ impl Inner {
                 Update::Delete => Change::Delete,
                 Update::Put(value) => {
                     let len = value.len() as u64;
-                    let order = Order::new(&namespace, &name, len, Purpose::Metadata);
+                    let order = self.order(&namespace, &name, len, Purpose::Metadata);
                     let (manifest, lanes) = self.store(&preset, &order, &[value]).await?;
                     written.push((order, manifest.id, lanes));
                     Change::Put(manifest)
@@ -267,8 +214,7 @@ impl Inner {
             };
             changes.push((name, change));
         }
-        let apply = move |inner: &Arc<Self>| inner.nsm.apply(&namespace, &asserts, &changes);
-        let outcome = self.run(apply).await;
+        let outcome = self.nsm.apply(&namespace, &asserts, &changes).await;
         for (order, id, mut lanes) in written {
             lanes.settle(outcome.is_ok(), outcome.as_ref().err());
             match &outcome {
@@ -280,26 +226,26 @@ impl Inner {
         Ok(())
     }
 
-    async fn preset_of(self: &Arc<Self>, namespace: &str) -> Result<Preset> {
-        let namespace = namespace.to_string();
-        self.run(move |inner| inner.nsm.preset(&inner.nsm.preset_of(&namespace)?)?.check()).await
+    async fn preset_of(&self, namespace: &str) -> Result<Preset> {
+        self.nsm.preset(&self.nsm.preset_of(namespace).await?).await?.check()
     }
 
     /// Removes the files of objects whose manifests are gone. What cannot be removed now is tried again later.
-    async fn remove_files(self: &Arc<Self>, gone: &[Manifest]) {
-        let fragments = gone.iter().flat_map(|manifest| &manifest.fragments);
-        let fragments = fragments.map(|fragment| (fragment.file, fragment.osd)).collect();
-        if let Err(fault) = self.remove_fragments(fragments).await {
+    async fn remove_files(&self, gone: &[Removal]) {
+        if let Err(fault) = self.remove_fragments(gone).await {
             tracing::warn!(%fault, "removed files stay noted for removal");
         }
     }
 
     /// Removes files noted for removal.
-    async fn remove_fragments(self: &Arc<Self>, noted: Vec<(FragmentId, OsdId)>) -> Result<()> {
-        let remove = |(id, osd)| async move { self.remove_file(id, osd).await.then_some(id) };
-        let removed = join_all(noted.into_iter().map(remove)).await;
-        let removed: Vec<FragmentId> = removed.into_iter().flatten().collect();
-        self.run(move |inner| inner.nsm.removed(&removed)).await
+    async fn remove_fragments(&self, noted: &[Removal]) -> Result<()> {
+        let remove = |removal: &Removal| {
+            let removal = *removal;
+            async move { self.remove_file(removal.file, removal.osd).await.then_some(removal) }
+        };
+        let removed = join_all(noted.iter().map(remove)).await;
+        let removed: Vec<Removal> = removed.into_iter().flatten().collect();
+        self.nsm.removed(&removed).await
     }
 
     async fn remove_file(&self, id: FragmentId, osd: OsdId) -> bool {

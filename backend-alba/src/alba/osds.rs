@@ -2,9 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::time::Instant;
 
 use super::Config;
 use crate::fault::{Fault, Kind, Result};
@@ -12,6 +13,7 @@ use crate::health::Health;
 use crate::name::{AlbaId, FragmentId, OsdId};
 use crate::nsm::{Nsm, OsdRecord, OsdRole};
 use crate::osd::{Directory, Fragment, FragmentWriter, Local, Osd, Purpose, Room, Title, Wanted};
+use crate::outside::Outside;
 use crate::placement::{self, Candidate, Choice};
 use crate::preset::{Policy, Preset};
 
@@ -27,6 +29,7 @@ pub(super) struct Osds {
     members: Vec<Arc<Member>>,
     /// Of all OSDs ever given.
     nodes: HashMap<OsdId, String>,
+    outside: Outside,
 }
 
 /// An OSD and what is known of it.
@@ -40,45 +43,53 @@ pub(super) struct Member {
     since: Instant,
 }
 
-impl Osds {
-    /// Opens the directories of the configuration and notes them in the NSM. An OSD that cannot be reached is left out when
-    /// there are others; one that is not ours never is.
-    pub fn open(config: &Config, alba: AlbaId, nsm: &Nsm) -> Result<Self> {
-        let places = config.places();
-        let threads =
-            if places.len() > 1 { config.osd_thread_count } else { config.blocking_count };
-        let mut members = Vec::new();
-        let mut unreachable = None;
-        for place in &places {
-            let directory = match Directory::open(&place.path, alba, config.limits()) {
-                Ok(directory) => directory,
-                Err(fault) if fault.kind == Kind::Unavailable => {
-                    tracing::warn!(%fault, "going on without an OSD");
-                    unreachable = Some(fault);
-                    continue;
-                }
-                Err(fault) => return Err(fault),
-            };
-            let seen = OsdRecord {
-                path: place.path.to_string_lossy().into_owned(),
-                node: place.node.clone(),
-                labels: place.labels.clone(),
-                role: OsdRole::Active,
-            };
-            let role = nsm.note_osd(directory.id, seen)?;
-            let osd = Box::new(Local::new(directory, threads));
-            members.push(Member::new(osd, place.node.clone(), place.labels.clone(), role));
-        }
-        match (members.is_empty(), unreachable) {
-            (true, Some(fault)) => Err(fault),
-            _ => Self::new(members, nsm),
-        }
-    }
+/// An OSD that is there, and where it stands.
+#[derive(Debug)]
+pub struct GivenOsd {
+    pub osd: Box<dyn Osd>,
+    /// The failure domain it belongs to.
+    pub node: String,
+    pub labels: Vec<String>,
+}
 
-    pub fn new(members: Vec<Member>, nsm: &Nsm) -> Result<Self> {
-        let members = members.into_iter().map(Arc::new).collect();
-        let nodes = nsm.osds()?.into_iter().map(|(id, record)| (id, record.node)).collect();
-        Ok(Self { members, nodes })
+/// Opens the directories of the configuration. An OSD that cannot be reached is left out when there are others; one that is
+/// not ours never is. Blocks.
+pub(super) fn directories(config: &Config, alba: AlbaId) -> Result<Vec<GivenOsd>> {
+    let places = config.places();
+    let threads = if places.len() > 1 { config.osd_thread_count } else { config.blocking_count };
+    let mut given = Vec::new();
+    let mut unreachable = None;
+    for place in places {
+        let directory = match Directory::open(&place.path, alba, config.limits()) {
+            Ok(directory) => directory,
+            Err(fault) if fault.kind == Kind::Unavailable => {
+                tracing::warn!(%fault, "going on without an OSD");
+                unreachable = Some(fault);
+                continue;
+            }
+            Err(fault) => return Err(fault),
+        };
+        let osd = Box::new(Local::new(directory, threads));
+        given.push(GivenOsd { osd, node: place.node, labels: place.labels });
+    }
+    match (given.is_empty(), unreachable) {
+        (true, Some(fault)) => Err(fault),
+        _ => Ok(given),
+    }
+}
+
+impl Osds {
+    /// Notes them in the NSM.
+    pub async fn new(given: Vec<GivenOsd>, nsm: &Nsm, outside: &Outside) -> Result<Self> {
+        let mut members = Vec::new();
+        for GivenOsd { osd, node, labels } in given {
+            let (path, role) = (osd.place(), OsdRole::Active);
+            let seen = OsdRecord { path, node: node.clone(), labels: labels.clone(), role };
+            let role = nsm.note_osd(osd.id(), seen).await?;
+            members.push(Arc::new(Member::new(osd, node, labels, role)));
+        }
+        let nodes = nsm.osds().await?.into_iter().map(|(id, record)| (id, record.node)).collect();
+        Ok(Self { members, nodes, outside: outside.clone() })
     }
 
     pub fn all(&self) -> &[Arc<Member>] {
@@ -136,10 +147,11 @@ impl Osds {
                 Err(fault) => tracing::debug!(%fault, "an OSD takes no fragment"),
             }
         }
-        placement::choose(policies.iter().copied(), &candidates, random).ok_or_else(|| {
-            let kind = if is_full { Kind::NoSpace } else { Kind::Unavailable };
-            Fault::new(kind, self.why_none(policies, candidates.len()))
-        })
+        placement::choose(policies.iter().copied(), &candidates, || self.outside.fraction())
+            .ok_or_else(|| {
+                let kind = if is_full { Kind::NoSpace } else { Kind::Unavailable };
+                Fault::new(kind, self.why_none(policies, candidates.len()))
+            })
     }
 
     fn why_none(&self, policies: &[Policy], usable: usize) -> String {
@@ -171,7 +183,7 @@ impl Osds {
                 candidates.push(member.candidate(free));
             }
         }
-        placement::extend(policy, &taken, &candidates, count, random)
+        placement::extend(policy, &taken, &candidates, count, || self.outside.fraction())
     }
 
     /// After this time a read is unusually slow.
@@ -301,10 +313,4 @@ impl Member {
 // What is locked is replaced or changed by steps that do not panic.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// From 0 to 1.
-fn random() -> f64 {
-    let bits = uuid::Uuid::new_v4().as_u128() as u64;
-    (bits >> 11) as f64 / (1u64 << 53) as f64
 }

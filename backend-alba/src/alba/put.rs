@@ -9,12 +9,12 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::lane::{Lanes, Order};
 use super::{Alba, Inner, MAX_VALUE_BYTES, check_names, late};
@@ -46,10 +46,11 @@ impl Alba {
         let len = body.iter().map(|piece| piece.len() as u64).sum();
         let purpose = self.check_put(len, purpose)?;
         let permit = self.inner.blocking.may_put().await?;
-        let Some(preset) = self.inner.target(&namespace, &name).await? else {
+        let Some(preset) = self.inner.nsm.target(&namespace, &name).await? else {
             return Ok(Put::Exists);
         };
-        let (inner, order) = (self.inner.clone(), Order::new(&namespace, &name, len, purpose));
+        let (inner, order) =
+            (self.inner.clone(), self.inner.order(&namespace, &name, len, purpose));
         to_its_end(Box::pin(async move {
             let _permit = permit;
             let (manifest, lanes) = inner.store(&preset, &order, &body).await?;
@@ -69,8 +70,8 @@ impl Alba {
         let (namespace, name) = check_names(namespace, name)?;
         let purpose = self.check_put(len, purpose)?;
         let permit = self.inner.blocking.may_put().await?;
-        let order = Order::new(&namespace, &name, len, purpose);
-        let state = match self.inner.target(&namespace, &name).await? {
+        let order = self.inner.order(&namespace, &name, len, purpose);
+        let state = match self.inner.nsm.target(&namespace, &name).await? {
             None => State::Exists,
             Some(preset) => {
                 self.inner.check_nsm(purpose).await?;
@@ -201,7 +202,7 @@ impl Sending {
         order: &Order,
         without: &HashSet<OsdId>,
     ) -> Result<Self> {
-        let object = ObjectId::random();
+        let object = inner.outside.object_id();
         let mut without = without.clone();
         let mut full = None;
         loop {
@@ -307,12 +308,6 @@ impl Sending {
 }
 
 impl Inner {
-    /// How to store a new object; `None` when there is one of this name.
-    async fn target(self: &Arc<Self>, namespace: &str, name: &str) -> Result<Option<Preset>> {
-        let (namespace, name) = (namespace.to_string(), name.to_string());
-        self.run(move |inner| inner.nsm.target(&namespace, &name)).await
-    }
-
     /// Rings for the collector when room is short.
     pub(super) fn note_shortage(&self, fault: &Fault) {
         if fault.kind == Kind::NoSpace {
@@ -348,17 +343,22 @@ impl Inner {
 
     /// Whether the NSM will take the manifest: it works, and its file system has room beside the objects.
     async fn check_nsm(self: &Arc<Self>, purpose: Purpose) -> Result<()> {
-        self.run(move |inner| {
-            inner.nsm.check_takes_changes()?;
-            if inner.nsm_space.room()?.free_for(purpose) == 0 {
-                let dir = inner.config.data_dir.display();
-                let message = format!("metadata {dir}: no room but the reserve");
-                return Err(Fault::new(Kind::NoSpace, message));
-            }
-            Ok(())
-        })
-        .await
-        .inspect_err(|fault| self.note_shortage(fault))
+        let checked = match self.nsm.check_takes_changes().await {
+            Ok(()) => self.check_nsm_room(purpose).await,
+            Err(fault) => Err(fault),
+        };
+        checked.inspect_err(|fault| self.note_shortage(fault))
+    }
+
+    async fn check_nsm_room(&self, purpose: Purpose) -> Result<()> {
+        let Some(space) = self.nsm_space.clone() else { return Ok(()) };
+        let room = self.blocking.run(move || space.room()).await?;
+        if room.free_for(purpose) == 0 {
+            let dir = self.config.data_dir.display();
+            let message = format!("metadata {dir}: no room but the reserve");
+            return Err(Fault::new(Kind::NoSpace, message));
+        }
+        Ok(())
     }
 
     /// The linearization point. What was stored stays or goes with its outcome; what is still being stored is recorded when
@@ -369,11 +369,8 @@ impl Inner {
         manifest: Manifest,
         mut lanes: Lanes,
     ) -> Result<Put> {
-        let (target, id) = (order.clone(), manifest.id);
-        let put = move |inner: &Arc<Self>| {
-            inner.nsm.put_if_absent(&target.namespace, &target.name, &manifest)
-        };
-        let outcome = self.run(put).await;
+        let id = manifest.id;
+        let outcome = self.nsm.put_if_absent(&order.namespace, &order.name, &manifest).await;
         lanes.settle(matches!(outcome, Ok(Put::Created)), outcome.as_ref().err());
         if matches!(outcome, Ok(Put::Created)) {
             late::record(self, order, id, lanes);

@@ -6,9 +6,9 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::lane::{Lanes, Order};
 use super::{Inner, fetch};
@@ -102,8 +102,7 @@ impl Inner {
         name: &Arc<str>,
         ill: &Ill,
     ) -> Result<Repaired> {
-        let (looked_in, looked_for) = (namespace.clone(), name.clone());
-        let found = self.run(move |inner| inner.nsm.object(&looked_in, &looked_for)).await?;
+        let found = self.nsm.object(namespace, name).await?;
         let Some((manifest, preset)) = found else { return Ok(Repaired::default()) };
         let (bad, good): (Vec<Fragment>, Vec<Fragment>) =
             manifest.fragments.iter().copied().partition(|fragment| self.is_bad(fragment, ill));
@@ -213,12 +212,9 @@ impl Inner {
         }
         let moves: Vec<(Option<Fragment>, Option<Fragment>)> =
             made.iter().map(|fragment| (old(fragment.index), Some(*fragment))).collect();
-        let (target, object) = (order.clone(), manifest.id);
         let count = moves.len() as u64;
-        let exchange = move |inner: &Arc<Self>| {
-            inner.nsm.move_fragments(&target.namespace, &target.name, object, &moves)
-        };
-        let outcome = self.run(exchange).await;
+        let (namespace, name) = (&order.namespace, &order.name);
+        let outcome = self.nsm.move_fragments(namespace, name, manifest.id, &moves).await;
         lanes.settle(matches!(outcome, Ok(true)), outcome.as_ref().err());
         self.wakes.notify_one();
         // Changed meanwhile: someone else repaired or deleted it.

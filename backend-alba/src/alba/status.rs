@@ -67,8 +67,7 @@ impl Alba {
 
 impl Inner {
     async fn status(self: &Arc<Self>) -> Result<Status> {
-        let known = self.run(|inner| Ok((inner.nsm.totals()?, inner.nsm.osds()?))).await?;
-        let (totals, known) = known;
+        let (totals, known) = (self.nsm.totals().await?, self.nsm.osds().await?);
         let mut osds = join_all(self.osds.all().iter().map(|member| of_osd(member))).await;
         for (id, record) in known {
             if self.osds.get(id).is_err() {

@@ -162,7 +162,7 @@ async fn a_deleted_namespace_gives_its_space_back_even_after_a_crash() {
         alba.put_if_absent("ns", &format!("{n}"), vec![noise(10, n)], Purpose::Data).await.unwrap();
     }
     // As a crash right after the deletion leaves it: nothing is dropped yet.
-    alba.inner.nsm.delete_namespace("ns").unwrap();
+    alba.inner.nsm.delete_namespace("ns").await.unwrap();
     assert_eq!(files(dir.path()).len(), 20);
     assert_eq!(alba.head("ns", "1").await.unwrap(), None);
     alba.close().await;
@@ -361,9 +361,14 @@ async fn a_full_disk_under_the_metadata_stops_changes_until_there_is_room_and_le
     alba.put_if_absent("ns", "before", body.clone(), Purpose::Data).await.unwrap();
     let ballast = disk.fill();
     // The last room of the log is used up too: its changes fail from here on.
-    let failed =
-        (0..1_000_000).find_map(|n| alba.inner.nsm.create_namespace(&format!("{n}"), None).err());
-    assert_eq!(failed.unwrap().kind, Kind::Unavailable);
+    let mut n = 0;
+    let failed = loop {
+        n += 1;
+        if let Err(fault) = alba.inner.nsm.create_namespace(&format!("{n}"), None).await {
+            break fault;
+        }
+    };
+    assert_eq!(failed.kind, Kind::Unavailable);
     let count = || {
         let shards = fs::read_dir(objects.path().join("objects")).unwrap().flatten();
         shards.map(|shard| fs::read_dir(shard.path()).unwrap().count()).sum::<usize>()

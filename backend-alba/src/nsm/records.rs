@@ -1,13 +1,15 @@
 //! Records of the NSM besides objects: presets and OSDs.
 
-use rocksdb::WriteBatch;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Nsm, as_id, key, namespace_key, split_namespace, store_fault};
+use super::Nsm;
+use super::keys::{self, NamespaceRecord, as_id};
+use super::kv::{Commit, Value};
+use super::retry::Retry;
 use crate::fault::{Fault, Result};
 use crate::name::OsdId;
-use crate::preset;
+use crate::preset::{self, Preset};
 
 /// What an OSD may be used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,141 +38,205 @@ pub struct OsdRecord {
 
 impl Nsm {
     /// All presets by name.
-    pub fn presets(&self) -> Result<Vec<(String, preset::Raw)>> {
+    pub async fn presets(&self) -> Result<Vec<(String, preset::Raw)>> {
         let named = |(name, value): (Vec<u8>, Vec<u8>)| {
             let name = String::from_utf8_lossy(&name).into_owned();
             let raw = parse(&format!("preset {name}"), &value)?;
             Ok((name, raw))
         };
-        self.records(b'p')?.into_iter().map(named).collect()
+        self.all(0, b"p").await?.into_iter().map(named).collect()
     }
 
-    pub fn preset(&self, name: &str) -> Result<preset::Raw> {
-        let missing = || Fault::not_found(format!("there is no preset {name:?}"));
-        let value = self.read(&key(b'p', name.as_bytes()))?.ok_or_else(missing)?;
-        parse(&format!("preset {name}"), &value)
+    pub async fn preset(&self, name: &str) -> Result<preset::Raw> {
+        let [value] = self.read(0, [keys::preset(name)]).await?;
+        parse(&format!("preset {name}"), &value.ok_or_else(|| no_preset(name))?)
     }
 
     /// Creates it, or replaces it with its next version; returns the version.
-    pub fn put_preset(&self, name: &str, mut preset: preset::Raw) -> Result<u32> {
-        let _shape = self.exclusive();
-        let before = self.read(&key(b'p', name.as_bytes()))?;
-        let before = before.map(|value| parse::<preset::Raw>(name, &value)).transpose()?;
-        preset.version = before.map_or(1, |before| before.version.saturating_add(1));
-        let mut batch = WriteBatch::default();
-        batch.put(key(b'p', name.as_bytes()), to_json(&preset)?);
-        self.write(batch)?;
-        Ok(preset.version)
+    pub async fn put_preset(&self, name: &str, mut preset: preset::Raw) -> Result<u32> {
+        let mut retry = Retry::new(&self.outside);
+        loop {
+            let [before] = self.read(0, [keys::preset(name)]).await?;
+            let known = before.as_deref().map(parse_preset(name)).transpose()?;
+            preset.version = known.map_or(1, |known| known.version.saturating_add(1));
+            let mut commit = Commit::default();
+            commit.is_still(keys::preset(name), before);
+            commit.put(keys::preset(name), to_json(&preset)?);
+            if self.commit(0, commit).await? {
+                return Ok(preset.version);
+            }
+            retry.again().await?;
+        }
     }
 
     /// Refused while a namespace uses it or it is the default. `false` when there is none.
-    pub fn delete_preset(&self, name: &str) -> Result<bool> {
-        let _shape = self.exclusive();
-        if self.read(&key(b'p', name.as_bytes()))?.is_none() {
-            return Ok(false);
-        }
-        if self.default_preset()? == name {
-            return Err(Fault::invalid(format!("preset {name:?} is the default")));
-        }
-        for (namespace, value) in self.records(b'n')? {
-            if split_namespace(&value)?.1 == name {
-                let namespace = String::from_utf8_lossy(&namespace).into_owned();
-                let message = format!("preset {name:?} is used by namespace {namespace:?}");
-                return Err(Fault::invalid(message));
+    pub async fn delete_preset(&self, name: &str) -> Result<bool> {
+        let mut retry = Retry::new(&self.outside);
+        loop {
+            let (default, uses) = (keys::DEFAULT_PRESET.to_vec(), keys::PRESET_USES.to_vec());
+            let wanted = [keys::preset(name), default.clone(), uses.clone()];
+            let [before, default_now, uses_now] = self.read(0, wanted).await?;
+            if before.is_none() {
+                return Ok(false);
             }
+            if default_name(default_now.as_deref())? == name {
+                return Err(Fault::invalid(format!("preset {name:?} is the default")));
+            }
+            for (namespace, value) in self.all(0, b"n").await? {
+                if NamespaceRecord::decode(&value)?.preset == name {
+                    let namespace = String::from_utf8_lossy(&namespace).into_owned();
+                    let message = format!("preset {name:?} is used by namespace {namespace:?}");
+                    return Err(Fault::invalid(message));
+                }
+            }
+            let mut commit = Commit::default();
+            commit.is_still(keys::preset(name), before);
+            commit.is_still(default, default_now).is_still(uses, uses_now);
+            commit.delete(keys::preset(name));
+            if self.commit(0, commit).await? {
+                return Ok(true);
+            }
+            retry.again().await?;
         }
-        let mut batch = WriteBatch::default();
-        batch.delete(key(b'p', name.as_bytes()));
-        self.write(batch)?;
-        Ok(true)
     }
 
     /// Of new namespaces.
-    pub fn default_preset(&self) -> Result<String> {
-        let value = self.read(b"d")?;
-        let missing = || Fault::bug("the NSM names no default preset");
-        value.map(|name| String::from_utf8_lossy(&name).into_owned()).ok_or_else(missing)
+    pub async fn default_preset(&self) -> Result<String> {
+        let [value] = self.read(0, [keys::DEFAULT_PRESET.to_vec()]).await?;
+        default_name(value.as_deref())
     }
 
-    pub fn set_default_preset(&self, name: &str) -> Result<()> {
-        let _shape = self.exclusive();
-        self.preset(name)?;
-        let mut batch = WriteBatch::default();
-        batch.put(b"d", name);
-        self.write(batch)
+    pub async fn set_default_preset(&self, name: &str) -> Result<()> {
+        let mut retry = Retry::new(&self.outside);
+        loop {
+            let [known] = self.read(0, [keys::preset(name)]).await?;
+            let mut commit = Commit::default();
+            commit.is(keys::preset(name), known.ok_or_else(|| no_preset(name))?);
+            commit.put(keys::DEFAULT_PRESET.to_vec(), name);
+            if self.commit(0, commit).await? {
+                return Ok(());
+            }
+            retry.again().await?;
+        }
     }
 
     /// The built-in presets and the default one of them, in an NSM that has none.
-    pub fn ensure_presets(&self, default: &str) -> Result<()> {
-        let _shape = self.exclusive();
-        if self.read(b"d")?.is_some() {
+    pub async fn ensure_presets(&self, default: &str) -> Result<()> {
+        let [known] = self.read(0, [keys::DEFAULT_PRESET.to_vec()]).await?;
+        if known.is_some() {
             return Ok(());
         }
-        let mut batch = WriteBatch::default();
+        let mut commit = Commit::default();
+        commit.is_absent(keys::DEFAULT_PRESET.to_vec());
         for (name, raw) in preset::built_in() {
-            batch.put(key(b'p', name.as_bytes()), to_json(&raw)?);
+            commit.put(keys::preset(name), to_json(&raw)?);
         }
-        batch.put(b"d", default);
-        self.write(batch)
+        commit.put(keys::DEFAULT_PRESET.to_vec(), default);
+        // If not, someone else was faster.
+        self.commit(0, commit).await.map(drop)
     }
 
-    pub fn preset_of(&self, namespace: &str) -> Result<String> {
-        Ok(self.namespace_and_preset(namespace)?.1)
+    pub async fn preset_of(&self, namespace: &str) -> Result<String> {
+        let [value] = self.read(0, [keys::namespace(namespace)]).await?;
+        let value = value.ok_or_else(|| Self::no_namespace(namespace))?;
+        Ok(NamespaceRecord::decode(&value)?.preset)
+    }
+
+    /// The preset that a namespace has now; at once if it is the one that is expected.
+    pub(super) async fn preset_now(&self, namespace: &str, expected: &str) -> Result<Preset> {
+        let wanted = [keys::namespace(namespace), keys::preset(expected)];
+        let [record, preset] = self.read(0, wanted).await?;
+        let record = record.ok_or_else(|| Self::no_namespace(namespace))?;
+        let name = NamespaceRecord::decode(&record)?.preset;
+        match preset {
+            Some(preset) if name == expected => parse_preset(&name)(&preset)?.check(),
+            _ => self.preset(&name).await?.check(),
+        }
     }
 
     /// Objects put from now on follow it.
-    pub fn set_preset_of(&self, namespace: &str, preset: &str) -> Result<()> {
-        let _shape = self.exclusive();
-        self.preset(preset)?;
-        let (id, _) = self.namespace_and_preset(namespace)?;
-        let mut batch = WriteBatch::default();
-        batch.put(namespace_key(namespace), [&id, preset.as_bytes()].concat());
-        self.write(batch)
+    pub async fn set_preset_of(&self, namespace: &str, preset: &str) -> Result<()> {
+        let mut retry = Retry::new(&self.outside);
+        loop {
+            let wanted = [keys::namespace(namespace), keys::preset(preset)];
+            let [record, known] = self.read(0, wanted).await?;
+            let known = known.ok_or_else(|| no_preset(preset))?;
+            let record = record.ok_or_else(|| Self::no_namespace(namespace))?;
+            let changed =
+                NamespaceRecord { preset: preset.into(), ..NamespaceRecord::decode(&record)? };
+            let mut commit = Commit::default();
+            commit.is(keys::namespace(namespace), record).is(keys::preset(preset), known);
+            commit.put(keys::namespace(namespace), changed.encode());
+            commit.put(keys::PRESET_USES.to_vec(), self.outside.bytes());
+            if self.commit(0, commit).await? {
+                self.spaces.remove(namespace);
+                return Ok(());
+            }
+            retry.again().await?;
+        }
     }
 
     /// All OSDs ever given.
-    pub fn osds(&self) -> Result<Vec<(OsdId, OsdRecord)>> {
+    pub async fn osds(&self) -> Result<Vec<(OsdId, OsdRecord)>> {
         let known = |(id, value): (Vec<u8>, Vec<u8>)| {
             let id = OsdId(as_id(&id)?);
             Ok((id, parse(&format!("OSD {id}"), &value)?))
         };
-        self.records(b's')?.into_iter().map(known).collect()
+        self.all(0, b"s").await?.into_iter().map(known).collect()
     }
 
     /// The OSD was given to this process at this place; returns the role it has.
-    pub fn note_osd(&self, id: OsdId, seen: OsdRecord) -> Result<OsdRole> {
-        let _shape = self.exclusive();
-        let before = self.read(&key(b's', &id.0))?;
-        let before = before.map(|value| parse::<OsdRecord>("OSD", &value)).transpose()?;
-        let role = before.map_or(seen.role, |before| before.role);
-        self.put_osd(id, &OsdRecord { role, ..seen })?;
-        Ok(role)
+    pub async fn note_osd(&self, id: OsdId, seen: OsdRecord) -> Result<OsdRole> {
+        let noted = self.change_osd(id, |before| {
+            let role = before.map_or(seen.role, |before| before.role);
+            Ok(OsdRecord { role, ..seen.clone() })
+        });
+        Ok(noted.await?.role)
     }
 
-    pub fn set_osd_role(&self, id: OsdId, role: OsdRole) -> Result<()> {
-        let _shape = self.exclusive();
-        let missing = || Fault::not_found(format!("there is no OSD {id}"));
-        let value = self.read(&key(b's', &id.0))?.ok_or_else(missing)?;
-        let record: OsdRecord = parse("OSD", &value)?;
-        self.put_osd(id, &OsdRecord { role, ..record })
+    pub async fn set_osd_role(&self, id: OsdId, role: OsdRole) -> Result<()> {
+        let changed = self.change_osd(id, |before| {
+            let missing = || Fault::not_found(format!("there is no OSD {id}"));
+            Ok(OsdRecord { role, ..before.ok_or_else(missing)? })
+        });
+        changed.await.map(drop)
     }
 
-    fn put_osd(&self, id: OsdId, record: &OsdRecord) -> Result<()> {
-        let mut batch = WriteBatch::default();
-        batch.put(key(b's', &id.0), to_json(record)?);
-        self.write(batch)
-    }
-
-    /// All keys of a kind without it, and their values.
-    fn records(&self, kind: u8) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let mut found = Vec::new();
-        for entry in self.from(&[kind]) {
-            let (key, value) = entry.map_err(|e| store_fault("cannot read the NSM", e))?;
-            let Some(name) = key.strip_prefix(&[kind]) else { break };
-            found.push((name.to_vec(), value.to_vec()));
+    async fn change_osd(
+        &self,
+        id: OsdId,
+        change: impl Fn(Option<OsdRecord>) -> Result<OsdRecord>,
+    ) -> Result<OsdRecord> {
+        let mut retry = Retry::new(&self.outside);
+        loop {
+            let [before] = self.read(0, [keys::osd(id)]).await?;
+            let known = before.as_deref().map(|value| parse(&format!("OSD {id}"), value));
+            let after = change(known.transpose()?)?;
+            let value = to_json(&after)?;
+            if before.as_ref() == Some(&value) {
+                return Ok(after);
+            }
+            let mut commit = Commit::default();
+            commit.is_still(keys::osd(id), before).put(keys::osd(id), value);
+            if self.commit(0, commit).await? {
+                return Ok(after);
+            }
+            retry.again().await?;
         }
-        Ok(found)
     }
+}
+
+pub(super) fn no_preset(name: &str) -> Fault {
+    Fault::not_found(format!("there is no preset {name:?}"))
+}
+
+pub(super) fn default_name(value: Option<&[u8]>) -> Result<String> {
+    let missing = || Fault::bug("the NSM names no default preset");
+    value.map(|name| String::from_utf8_lossy(name).into_owned()).ok_or_else(missing)
+}
+
+fn parse_preset(name: &str) -> impl Fn(&[u8]) -> Result<preset::Raw> {
+    move |value| parse(&format!("preset {name}"), value)
 }
 
 fn parse<T: DeserializeOwned>(what: &str, value: &[u8]) -> Result<T> {
@@ -181,7 +247,7 @@ fn parse<T: DeserializeOwned>(what: &str, value: &[u8]) -> Result<T> {
     serde_json::from_slice(value).map_err(broken)
 }
 
-pub(super) fn to_json(record: &impl Serialize) -> Result<Vec<u8>> {
+pub(super) fn to_json(record: &impl Serialize) -> Result<Value> {
     let failed = |e: serde_json::Error| Fault {
         source: Some(Box::new(e)),
         ..Fault::bug("a record cannot be written as JSON")

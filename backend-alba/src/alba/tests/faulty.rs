@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use async_trait::async_trait;
 
 use super::*;
-use crate::nsm::OsdRole;
 use crate::osd::{Fragment, FragmentWriter, Local, Osd, Room, Wanted};
 
 /// What an OSD does.
@@ -52,29 +51,22 @@ impl Switch {
     }
 }
 
-/// The wrapped OSDs of a backend, for [`Alba::open_with`].
+/// The wrapped OSDs of a backend, for [`open::in_directory`].
 pub fn wrapped(
     nodes: &[&str],
     switches: &[Switch],
-) -> impl FnOnce(&Config, AlbaId, &Nsm) -> Result<Osds> + Send + 'static {
+) -> impl FnOnce(&Config, AlbaId) -> Result<Vec<GivenOsd>> + Send + 'static {
     let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
     let switches = switches.to_vec();
-    move |config, alba, nsm| {
-        let mut members = Vec::new();
+    move |config, alba| {
+        let mut given = Vec::new();
         for (n, (node, switch)) in nodes.into_iter().zip(switches).enumerate() {
             let path = osd_path(&config.data_dir, n);
             let directory = Directory::open(&path, alba, config.limits())?;
-            let record = crate::nsm::OsdRecord {
-                path: path.display().to_string(),
-                node: node.clone(),
-                labels: Vec::new(),
-                role: OsdRole::Active,
-            };
-            let role = nsm.note_osd(directory.id, record)?;
             let osd = Box::new(Faulty { osd: Local::new(directory, 4), switch });
-            members.push(osds::Member::new(osd, node, Vec::new(), role));
+            given.push(GivenOsd { osd, node, labels: Vec::new() });
         }
-        Osds::new(members, nsm)
+        Ok(given)
     }
 }
 
