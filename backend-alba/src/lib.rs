@@ -1,12 +1,13 @@
 //! An object backend: namespaces of immutable objects with put-if-absent, verified range reads and conditional sequences.
 //!
-//! Pure: [`manifest`], [`trailer`], [`name`], [`preset`], [`erasure`], `placement`, `health`. Waiting: [`osd`] (directories),
+//! Pure: [`manifest`], [`trailer`], [`name`], [`preset`], [`erasure`], `placement`, `health`, [`maintenance`]. Waiting: [`osd`] (directories),
 //! [`nsm`] (tables), [`alba`] (the API, used by the gRPC server and in-process alike), [`server`].
 
 pub mod alba;
 pub mod erasure;
 pub mod fault;
 mod health;
+pub mod maintenance;
 pub mod manifest;
 pub mod name;
 pub mod nsm;

@@ -12,3 +12,8 @@ pub mod management {
 pub mod alba {
     tonic::include_proto!("alba.v1");
 }
+
+/// Administration of the object backend (`alba_admin.proto`).
+pub mod alba_admin {
+    tonic::include_proto!("alba.admin.v1");
+}
