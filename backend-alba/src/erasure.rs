@@ -69,7 +69,20 @@ pub struct Piece {
     pub len: u64,
 }
 
+/// Longest object: far more than any disk holds, and far from where sums of lengths would overflow.
+const MAX_OBJECT_BYTES: u64 = 1 << 60;
+
 impl Layout {
+    /// Whether a stored layout can be one: `Corrupt` if not.
+    pub(crate) fn check(self) -> Result<()> {
+        let unit = u64::from(self.unit);
+        if unit < GRAIN || !unit.is_multiple_of(GRAIN) || self.len > MAX_OBJECT_BYTES {
+            let message = format!("no object has {} bytes in units of {unit}", self.len);
+            return Err(Fault::corrupt(message));
+        }
+        Ok(())
+    }
+
     fn data(self) -> u64 {
         self.policy.data() as u64
     }

@@ -28,6 +28,19 @@
 //! | 42 | 4 | CRC-32 (IEEE) of the whole object |
 //! | 46 | 8 | created, milliseconds since 1970 |
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::as_conversions,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
 use bytes::{Buf, BufMut};
 
 use crate::erasure::{Codec, Layout};
@@ -91,7 +104,9 @@ impl Manifest {
         out.put_u8(self.codec.number());
         out.put_slice(&self.policy.to_bytes());
         out.put_u8(CHECKSUM_CRC32);
-        out.put_u8(self.fragments.len() as u8);
+        let count = u8::try_from(self.fragments.len());
+        assert!(count.is_ok(), "no policy has {} fragments", self.fragments.len());
+        out.put_u8(count.unwrap_or(u8::MAX));
         out.put_u32_le(self.unit);
         out.put_slice(&self.id.0);
         out.put_u64_le(self.len);
@@ -151,10 +166,11 @@ fn decode_2(mut bytes: &[u8]) -> Result<Manifest> {
 }
 
 fn check(manifest: &Manifest) -> Result<()> {
-    let Manifest { policy, unit, fragments, .. } = manifest;
-    if manifest.codec != Codec::of(*policy) || *unit == 0 || !unit.is_multiple_of(64) {
+    let Manifest { policy, fragments, .. } = manifest;
+    manifest.layout().check()?;
+    if manifest.codec != Codec::of(*policy) {
         let codec = manifest.codec.number();
-        let message = format!("codec {codec} and unit {unit} do not go with policy {policy}");
+        let message = format!("codec {codec} does not go with policy {policy}");
         return Err(Fault::corrupt(message));
     }
     let rising = fragments.is_sorted_by(|a, b| a.index < b.index);
@@ -179,7 +195,7 @@ fn decode_1(mut bytes: &[u8]) -> Result<Manifest> {
     let (osd, id) = (OsdId(id(&mut bytes)), id(&mut bytes));
     let (len, crc) = (bytes.get_u64_le(), bytes.get_u32_le());
     let policy = Policy::SINGLE;
-    Ok(Manifest {
+    let manifest = Manifest {
         id: ObjectId(id),
         len,
         crc,
@@ -188,7 +204,9 @@ fn decode_1(mut bytes: &[u8]) -> Result<Manifest> {
         codec: Codec::of(policy),
         unit: 1 << 20,
         fragments: vec![Fragment { index: 0, osd, file: FragmentId(id), crc }],
-    })
+    };
+    check(&manifest)?;
+    Ok(manifest)
 }
 
 /// The length was checked before.

@@ -1,5 +1,18 @@
 //! Names and identities: what a namespace and an object may be called, and the random identities that are never reused.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::as_conversions,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
 use std::fmt;
 
 use crate::fault::{Fault, Result};

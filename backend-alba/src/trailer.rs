@@ -31,6 +31,19 @@
 //!
 //! The names and the fragment's place in the object are there so that a lost NSM can be rebuilt from the files.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::as_conversions,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable
+    )
+)]
+
 use bytes::{Buf, BufMut};
 
 use crate::erasure::{Codec, Layout};
@@ -39,7 +52,9 @@ use crate::name::{FragmentId, ObjectId};
 use crate::preset::Policy;
 
 /// Bytes that share one checksum.
-pub const BLOCK_BYTES: u64 = 64 * 1024;
+#[expect(clippy::as_conversions, reason = "constant")]
+pub const BLOCK_BYTES: u64 = BLOCK as u64;
+const BLOCK: u32 = 64 * 1024;
 /// The length of an object's file is a multiple of this, bytes: direct I/O may read all of it.
 pub const ALIGN: u64 = 4096;
 /// The part of the trailer whose length never changes, bytes. It ends with the file.
@@ -84,9 +99,21 @@ pub fn blocks_of(len: u64) -> u64 {
 #[must_use]
 pub fn file_bytes(len: u64, names: usize) -> u64 {
     let own =
-        blocks_of(len).saturating_mul(4).saturating_add((names + PART_BYTES + FIXED_BYTES) as u64);
+        blocks_of(len).saturating_mul(4).saturating_add(wide(names + PART_BYTES + FIXED_BYTES));
     let end = len.saturating_add(own);
     end.checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX)
+}
+
+/// No memory holds 2^64 bytes.
+fn wide(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+/// The length of a name, which was checked when it was given.
+fn put_name_len(name: &str, out: &mut Vec<u8>) {
+    let len = u16::try_from(name.len());
+    assert!(len.is_ok(), "a name of {} bytes", name.len());
+    out.put_u16_le(len.unwrap_or(u16::MAX));
 }
 
 impl Trailer {
@@ -95,26 +122,28 @@ impl Trailer {
     pub fn encode(&self) -> Vec<u8> {
         let names = self.namespace.len() + self.name.len();
         let own = 4 * self.block_crcs.len() + names + PART_BYTES + FIXED_BYTES;
-        let end = (self.len + own as u64).next_multiple_of(ALIGN);
-        let zeroes = (end - self.len) as usize - own;
-        let mut out = vec![0; zeroes];
-        out.reserve_exact(own);
+        let end = (self.len + wide(own)).next_multiple_of(ALIGN);
+        let zeroes = usize::try_from(end - self.len - wide(own)).unwrap_or_default();
+        let mut out = Vec::with_capacity(own + zeroes);
         self.block_crcs.iter().for_each(|crc| out.put_u32_le(*crc));
         out.put_slice(self.namespace.as_bytes());
         out.put_slice(self.name.as_bytes());
         self.part.encode(&mut out);
         out.put_slice(MAGIC);
         out.put_u32_le(VERSION);
-        out.put_u32_le(BLOCK_BYTES as u32);
+        out.put_u32_le(BLOCK);
         out.put_u64_le(self.len);
         out.put_u32_le(self.crc);
-        out.put_u16_le(self.namespace.len() as u16);
-        out.put_u16_le(self.name.len() as u16);
+        put_name_len(&self.namespace, &mut out);
+        put_name_len(&self.name, &mut out);
         out.put_slice(&self.id.0);
         out.put_u64_le(self.created_ms);
         out.put_u32_le(0);
-        let crc = crc32fast::hash(&out[zeroes..]);
+        let crc = crc32fast::hash(&out);
         out.put_u32_le(crc);
+        // The zeroes come first.
+        out.resize(own + zeroes, 0);
+        out.rotate_right(zeroes);
         out
     }
 
@@ -132,10 +161,11 @@ impl Trailer {
         let at = bytes.len().checked_sub(FIXED_BYTES).ok_or_else(|| broken("too short".into()))?;
         let (head, tail) = bytes.split_at(at);
         let fixed = Fixed::decode(tail)?;
-        if fixed.trailer_len() != bytes.len() as u64 {
+        if fixed.trailer_len() != wide(bytes.len()) {
             return Err(broken(format!("{} bytes, not {}", bytes.len(), fixed.trailer_len())));
         }
-        if crc32fast::hash(&bytes[..bytes.len() - 4]) != fixed.own_crc {
+        let covered = bytes.split_last_chunk::<4>().map(|(covered, _)| covered);
+        if covered.map(crc32fast::hash) != Some(fixed.own_crc) {
             return Err(broken("its checksum does not match".into()));
         }
         let (head, part) = head.split_at(head.len() - fixed.part_len());
@@ -184,6 +214,7 @@ impl Part {
             return Err(broken(message));
         }
         let layout = Layout { len, policy, unit };
+        layout.check().map_err(|fault| fault.about("trailer"))?;
         Ok(Self { object: ObjectId(object), layout, object_crc, index })
     }
 }
@@ -229,14 +260,14 @@ impl Fixed {
 
     /// What a file of version 1 is.
     fn whole_object(&self) -> Part {
-        let layout = Layout { len: self.len, policy: Policy::SINGLE, unit: BLOCK_BYTES as u32 };
+        let layout = Layout { len: self.len, policy: Policy::SINGLE, unit: BLOCK };
         Part { object: ObjectId(self.id.0), layout, object_crc: self.crc, index: 0 }
     }
 
     /// No overflow: the number of blocks is below 2^48.
     fn trailer_len(&self) -> u64 {
         let names = self.namespace_len + self.name_len;
-        4 * blocks_of(self.len) + (names + self.part_len() + FIXED_BYTES) as u64
+        4 * blocks_of(self.len) + wide(names + self.part_len() + FIXED_BYTES)
     }
 }
 

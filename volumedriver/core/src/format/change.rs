@@ -2,7 +2,7 @@
 
 use bytes::BufMut;
 
-use super::frame::Reader;
+use super::frame::{Reader, ours};
 use super::{Change, ChangeKind};
 use crate::fault::{Fault, Result};
 use crate::units::{ClusterAddr, ClusterCount, ClusterCrc, Location, MAX_NUMBER, Seq};
@@ -73,8 +73,7 @@ impl Change {
     pub(super) fn encode(&self, checksums: Checksums, out: &mut impl BufMut) {
         match &self.kind {
             ChangeKind::Data { first_index, crcs } => {
-                let count =
-                    u32::try_from(self.count.0).expect("an SCO holds fewer than 2^32 clusters");
+                let count = ours(u32::try_from(self.count.0).ok());
                 put_data(self.seq, self.addr, count, *first_index, out);
                 if checksums == Checksums::Carried {
                     assert_eq!(

@@ -46,8 +46,7 @@ impl Frame {
     }
     /// A frame that fills `block`: `body`, then zeroes. The body must leave room for the envelope.
     pub fn fill<const N: usize>(&self, block: &mut [u8; N], body: &[&[u8]]) {
-        let (covered, crc) =
-            block.split_last_chunk_mut::<CRC_BYTES>().expect("a block has room for a checksum");
+        let (covered, crc) = ours(block.split_last_chunk_mut::<CRC_BYTES>());
         let mut out = &mut *covered;
         self.put_head(N, &mut out);
         body.iter().for_each(|part| out.put_slice(part));
@@ -87,9 +86,20 @@ pub(super) fn stored_crc(frame: &[u8]) -> Option<u32> {
     frame.last_chunk().map(|crc| u32::from_le_bytes(*crc))
 }
 
-/// A count or length that a 32-bit field must hold. Ours, never a stranger's: more than 2^32 is a bug.
+/// A count or length that a 32-bit field must hold.
+#[track_caller]
 pub(super) fn count32(count: usize) -> u32 {
-    u32::try_from(count).expect("a stored value is smaller than 4 GiB")
+    ours(u32::try_from(count).ok())
+}
+
+/// What an encoder needs of a value. It is ours, never a stranger's, and was checked when it was given.
+///
+/// # Panics
+/// When it is not there: then stopping is better than storing what nobody can read.
+#[track_caller]
+#[expect(clippy::expect_used, reason = "encoders only")]
+pub(super) fn ours<T>(value: Option<T>) -> T {
+    value.expect("an encoder was given what its format cannot hold")
 }
 
 /// Takes integers off the front of bytes that cannot be trusted.

@@ -5,7 +5,7 @@
 use bytes::BufMut;
 
 use super::change::{self, CHANGE_BYTES, CLUSTER_CRC_BYTES, Checksums, Mark};
-use super::frame::{CRC_BYTES, Frame, HEAD_BYTES, Reader, count32};
+use super::frame::{CRC_BYTES, Frame, HEAD_BYTES, Reader, count32, ours};
 use super::{Change, ChangeKind};
 use crate::fault::{Fault, Result};
 use crate::units::{
@@ -452,7 +452,7 @@ impl RecordBuilder {
     fn close(&mut self) {
         let Some(open) = self.open.take() else { return };
         let section = self.sections.get_mut(open.start + ENTRY_COUNT_AT..).unwrap_or_default();
-        let count = section.first_chunk_mut().expect("a section was opened there");
+        let count = ours(section.first_chunk_mut());
         *count = open.entry_count.to_le_bytes();
     }
 }

@@ -6,7 +6,7 @@
 
 use bytes::{BufMut, Bytes};
 
-use super::frame::{Frame, Reader, count32};
+use super::frame::{Frame, Reader, count32, ours};
 use crate::fault::{Fault, Result};
 use crate::units::{
     ByteCount, ClusterSize, Epoch, Location, MAX_NUMBER, MAX_VOLUME_BYTES, ManifestNo, NodeId,
@@ -317,9 +317,7 @@ impl Manifest {
 
 impl Shape {
     fn encode(&self, out: &mut Vec<u8>) {
-        let name_bytes =
-            u8::try_from(self.name.len()).expect("a volume name was checked when it was given");
-        out.put_u8(name_bytes);
+        out.put_u8(ours(u8::try_from(self.name.len()).ok()));
         out.put_slice(self.name.as_bytes());
         out.put_u64_le(self.size.0);
         out.put_u32_le(self.cluster_size.to_u32());

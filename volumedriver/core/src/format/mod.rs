@@ -9,7 +9,10 @@
         clippy::indexing_slicing,
         clippy::string_slice,
         clippy::as_conversions,
-        clippy::unwrap_used
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable
     )
 )]
 

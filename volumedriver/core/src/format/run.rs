@@ -20,7 +20,7 @@ use std::ops::Range;
 
 use bytes::{BufMut, Bytes};
 
-use super::frame::{CRC_BYTES, Frame, HEAD_BYTES, Reader, count32, stored_crc};
+use super::frame::{CRC_BYTES, Frame, HEAD_BYTES, Reader, count32, ours, stored_crc};
 use super::manifest::RunRef;
 use super::page::fits_sco;
 use crate::fault::{Fault, Result};
@@ -330,7 +330,7 @@ fn index_body(blocks: &[RunBlock]) -> Vec<u8> {
         body.put_u64_le(block.first.0);
         body.put_u64_le(block.end.0);
         let bytes = block.bytes.end - block.bytes.start;
-        body.put_u32_le(u32::try_from(bytes).expect("a block is about 16 KiB"));
+        body.put_u32_le(ours(u32::try_from(bytes).ok()));
         body.put_u32_le(block.extent_count);
     }
     body

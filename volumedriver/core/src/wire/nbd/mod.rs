@@ -7,7 +7,6 @@
 //! Source: the NBD protocol document (doc/proto.md of the NetworkBlockDevice project) and its `EXTENDED_HEADERS`
 //! extension; doc comments name the heading they follow. Offsets and lengths are bytes.
 
-pub mod fuzz;
 mod handshake;
 mod meta;
 pub mod numbers;

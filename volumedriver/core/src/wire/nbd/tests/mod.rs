@@ -2,6 +2,7 @@
 
 mod bytes;
 mod haggling;
+mod judge;
 mod replies;
 mod requests;
 mod splits;

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::fuzz;
+use super::judge;
 use super::*;
 
 fn style() -> impl Strategy<Value = Style> {
@@ -128,8 +128,8 @@ proptest! {
 
     #[test]
     fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
-        fuzz::handshake(&bytes);
-        fuzz::transmission(&bytes);
+        judge::handshake(&bytes);
+        judge::transmission(&bytes);
     }
 
     #[test]
@@ -137,10 +137,10 @@ proptest! {
         let place = at.index(stream.len());
         stream[place] ^= 1 << bit;
         let head = match style { Style::Simple => 0, Style::Structured => 1, Style::Extended => 2 };
-        fuzz::transmission(&[&[head, 0][..], &stream].concat());
+        judge::transmission(&[&[head, 0][..], &stream].concat());
         let mut options = [&[0][..], &options].concat();
         let place = at.index(options.len());
         options[place] ^= 1 << bit;
-        fuzz::handshake(&options);
+        judge::handshake(&options);
     }
 }

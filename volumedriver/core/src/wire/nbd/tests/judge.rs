@@ -1,10 +1,10 @@
-//! Entry points for fuzzers: any bytes must be survived, used up or waited for, and answered within bounds.
+//! Any bytes must be survived, used up or waited for, and answered within bounds.
 
-use super::{
+use crate::fault::{Fault, Result};
+use crate::wire::nbd::{
     Agreed, Ask, Catalog, Contexts, Decoder, Description, Event, Handshake, MAX_OPTION_BYTES,
     MAX_PAYLOAD_BYTES, MAX_STRING_BYTES, Next, Style, TlsPolicy,
 };
-use crate::fault::{Fault, Result};
 
 /// Most bytes one option may be answered with, given two exports: a few replies, none longer than a string and a header.
 const MAX_ANSWER_BYTES: usize = 8 * (MAX_STRING_BYTES + 64);
