@@ -34,6 +34,7 @@ fn clean() -> Vec<SourceFile> {
             "volumedriver/core/Cargo.toml",
             "[dependencies]\nbytes = \"1\"\n\n[dev-dependencies]\nproptest = \"1\"\n",
         ),
+        SourceFile::new("volumedriver/Cargo.toml", "[dependencies]\n# for all\nproptest = \"1\"\n"),
     ]
 }
 
@@ -98,6 +99,15 @@ fn finds_a_second_file_that_names_io_uring() {
     let found = check(&files);
     let paths: Vec<&str> = found.iter().map(|v| v.path.as_str()).collect();
     assert_eq!(paths, ["volumedriver/src/io/ring.rs", "volumedriver/src/io/second.rs"]);
+}
+
+#[test]
+fn finds_a_dependency_that_only_tests_have() {
+    planted(
+        "volumedriver/core/Cargo.toml",
+        "[dependencies]\nbytes = \"1\"\n\n[dev-dependencies]\nproptest = \"1\"\nextra.workspace = true\n",
+        "no crate depends on extra but for its tests: see tests/Cargo.toml",
+    );
 }
 
 #[test]

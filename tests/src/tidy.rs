@@ -57,6 +57,7 @@ pub fn check(files: &[SourceFile]) -> Vec<Violation> {
         }
     }
     found.extend(rules::one_ring_file(files));
+    found.extend(rules::shared_builds(files));
     found.extend(code_map(files));
     found.sort();
     found

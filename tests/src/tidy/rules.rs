@@ -191,13 +191,40 @@ pub(super) fn one_ring_file(files: &[SourceFile]) -> Vec<Violation> {
 
 /// The dependencies of core are the proof that it neither waits nor looks outside.
 pub(super) fn core_dependencies(file: &SourceFile) -> Vec<Violation> {
-    let lines = file.text.lines().skip_while(|line| line.trim() != "[dependencies]").skip(1);
-    lines
-        .take_while(|line| !line.starts_with('['))
-        .filter_map(|line| line.split(['.', '=', ' ']).next().filter(|name| !name.is_empty()))
-        .filter(|name| !matches!(*name, "bytes" | "crc32fast" | "thiserror" | "#"))
+    dependencies(file, "[dependencies]")
+        .filter(|name| !matches!(*name, "bytes" | "crc32fast" | "thiserror"))
         .map(|name| violation(file, format!("core must not depend on {name}")))
         .collect()
+}
+
+/// What only tests depend on turns on features of what everything depends on; a build without tests would then compile
+/// all that anew. A plain dependency of one crate, be it the suite, turns them on in every build.
+pub(super) fn shared_builds(files: &[SourceFile]) -> Vec<Violation> {
+    let crates = || {
+        let is_ours = |path: &str| path.ends_with("Cargo.toml") && !path.starts_with("fuzz/");
+        files.iter().filter(move |file| is_ours(&file.path))
+    };
+    let plain: Vec<&str> = crates().flat_map(|file| dependencies(file, "[dependencies]")).collect();
+    let dev = crates()
+        .flat_map(|file| dependencies(file, "[dev-dependencies]").map(move |name| (file, name)));
+    dev.filter(|(_, name)| !plain.contains(name))
+        .map(|(file, name)| {
+            let what =
+                format!("no crate depends on {name} but for its tests: see tests/Cargo.toml");
+            violation(file, what)
+        })
+        .collect()
+}
+
+/// The names below a heading of a `Cargo.toml`.
+fn dependencies<'a>(file: &'a SourceFile, heading: &str) -> impl Iterator<Item = &'a str> {
+    let mut lines = file.text.lines();
+    // Leaves the iterator behind the heading, or at its end.
+    let _heading = lines.find(|line| line.trim() == heading);
+    lines
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| line.split(['.', '=', ' ']).next())
+        .filter(|name| !name.is_empty() && !name.starts_with('#'))
 }
 
 /// The room a file belongs to, for files below `base`.
