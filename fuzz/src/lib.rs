@@ -4,6 +4,7 @@
 //! magic, length and checksum put right, which is what a hostile writer would send. A decoder may refuse; it may not panic
 //! nor allocate beyond its input, and what it accepts must encode to the very same bytes.
 
+pub mod backend;
 pub mod format;
 pub mod map;
 pub mod nbd;
@@ -13,6 +14,10 @@ pub type Target = fn(&[u8]);
 
 /// Every target by the name of its corpus.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("alba_manifest", backend::alba_manifest),
+    ("alba_name", backend::alba_name),
+    ("alba_preset", backend::alba_preset),
+    ("alba_trailer", backend::alba_trailer),
     ("cache_header", format::cache_header),
     ("cache_page", format::cache_page),
     ("journal", format::journal),
