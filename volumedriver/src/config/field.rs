@@ -170,11 +170,13 @@ fields! {
     NBD_TLS_CLIENT_CA = ["nbd.tls"] "client_ca", Legal::Text("the path of a PEM file"), Derived("none"), Restart,
         "When set, TLS clients must show a certificate signed by one of these.";
     NBD_CONNECTIONS = ["nbd"] "connections_count", Legal::Count(Span::new(1, 65_536)), Number(1024), Restart,
-        "Most connections at a time; further ones are closed at once.";
+        "Most connections at a time; further ones are told so and closed.";
     NBD_INFLIGHT_COUNT = ["nbd"] "inflight_requests_count", Legal::Count(Span::new(1, 65_536)), Number(1024), Restart,
         "Most requests of one connection being worked on; further ones wait in the socket.";
     NBD_INFLIGHT_BYTES = ["nbd"] "inflight_bytes", Legal::Bytes(Span::new(32 * MIB, GIB)), Number(64 * MIB), Restart,
         "Most data of one connection's requests being worked on.";
+    NBD_MEMORY = ["nbd"] "memory_bytes", Legal::Bytes(Span::new(128 * MIB, TIB)), Number(512 * MIB), Restart,
+        "Most data of all connections' requests together, beyond 2 MiB of each; over that requests wait.";
     NBD_HANDSHAKE = ["nbd"] "handshake_timeout_ms", Legal::Millis(Span::new(100, 600_000)), Number(30_000), Restart,
         "A client that has not chosen an export by then is disconnected.";
 

@@ -77,6 +77,8 @@ pub struct NbdConfig {
     pub connections: usize,
     pub inflight_requests: usize,
     pub inflight: ByteCount,
+    /// Of all connections together.
+    pub memory: ByteCount,
     pub handshake_timeout: Duration,
 }
 

@@ -34,7 +34,7 @@ pub struct RawConfig {
 }
 
 section!(RawNode { io, shards_count, service_threads_count });
-section!(RawNbd { listen, connections_count, inflight_requests_count, inflight_bytes, handshake_timeout_ms } tls: RawTls);
+section!(RawNbd { listen, connections_count, inflight_requests_count, inflight_bytes, memory_bytes, handshake_timeout_ms } tls: RawTls);
 section!(RawTls { mode, certificate, key, client_ca });
 section!(RawMetrics { listen });
 section!(RawBuffer {

@@ -110,6 +110,7 @@ fn nbd(
             "nbd",
             raw.inflight_bytes,
         )?),
+        memory: ByteCount(checker.number(&field::NBD_MEMORY, "nbd", raw.memory_bytes)?),
         handshake_timeout: Duration::from_millis(checker.number(
             &field::NBD_HANDSHAKE,
             "nbd",

@@ -3,6 +3,7 @@
 //! The hot path counts in [`ShardMetrics`] (one writer, no locks); everything slower uses shared gauges and histograms here.
 //! Base units: seconds and bytes. Every name begins with `volumedriver_`.
 
+mod nbd;
 mod scrape;
 mod shard;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use prometheus_client::registry::{Registry, Unit};
 use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::units::ByteCount;
 
+pub use nbd::{NbdMetrics, raise};
 pub use shard::{
     CacheCounts, CacheTier, RequestKind, SAMPLE_EVERY, ShardMetrics, Stage, TierCounts,
 };
@@ -34,10 +36,7 @@ pub struct Metrics {
     shared: Arc<Shared>,
     /// Calls of the object backend.
     pub store: StoreMetrics,
-    /// NBD connections now.
-    pub connections: Gauge,
-    /// NBD connections ever.
-    pub connections_opened: Counter,
+    pub nbd: NbdMetrics,
     pub buffer_capacity: Gauge,
     pub buffer_used: Gauge,
 }
@@ -187,8 +186,7 @@ impl Metrics {
             registry: Registry::with_prefix("volumedriver"),
             shared: Arc::default(),
             store: StoreMetrics::new(),
-            connections: Gauge::default(),
-            connections_opened: Counter::default(),
+            nbd: NbdMetrics::default(),
             buffer_capacity: Gauge::default(),
             buffer_used: Gauge::default(),
         };
@@ -198,12 +196,7 @@ impl Metrics {
 
     fn register(&mut self) {
         let registry = &mut self.registry;
-        registry.register("nbd_connections", "NBD connections now", self.connections.clone());
-        registry.register(
-            "nbd_connections_opened",
-            "NBD connections ever",
-            self.connections_opened.clone(),
-        );
+        self.nbd.register(registry);
         let (used, capacity) = (self.buffer_used.clone(), self.buffer_capacity.clone());
         registry.register_with_unit("buffer_used", "Write buffer in use", Unit::Bytes, used);
         registry.register_with_unit(

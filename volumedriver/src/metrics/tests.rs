@@ -121,8 +121,8 @@ fn backend_calls_count_by_verb_and_outcome() {
     store.observe(StoreVerb::Put, Outcome::Done, Duration::from_millis(3), 100);
     store.observe(StoreVerb::Put, Outcome::Failed, Duration::from_millis(3), 100);
     store.observe(StoreVerb::Get, Outcome::Done, Duration::from_millis(3), 7);
-    metrics.connections.inc();
-    metrics.connections_opened.inc();
+    metrics.nbd.connections.inc();
+    metrics.nbd.opened.inc();
     metrics.buffer_used.set(12);
     let text = metrics.encode().unwrap();
     for (sample, expected) in [

@@ -1,19 +1,19 @@
 //! The receive buffer of a connection: bytes arrive at its end and are used up from its front.
 //!
 //! It starts small, doubles while single reads fill it (a busy client), grows beyond that only for a payload that needs it,
-//! and shrinks again after a while without such payloads.
+//! which then takes the buffer along, and is small again when its client is quiet.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, ReadBuf};
 
-const START_BYTES: usize = 64 << 10;
-/// As far as it doubles for busy clients.
-const BUSY_BYTES: usize = 1 << 20;
-/// Times of being empty before a buffer grown for a large payload shrinks.
-const PATIENCE: u32 = 256;
+/// What a quiet client costs.
+const START_BYTES: usize = 16 << 10;
+/// As far as it doubles for busy clients. Longer messages take the buffer along: see [`Inbox::detach`].
+pub(super) const BUSY_BYTES: usize = 1 << 20;
 
 #[derive(Default)]
 pub(super) struct Inbox {
@@ -21,12 +21,11 @@ pub(super) struct Inbox {
     buf: Vec<u8>,
     start: usize,
     end: usize,
-    empties: u32,
 }
 
 impl Inbox {
     pub fn new() -> Self {
-        Self { buf: vec![0; START_BYTES], start: 0, end: 0, empties: 0 }
+        Self { buf: vec![0; START_BYTES], start: 0, end: 0 }
     }
 
     /// The bytes received and not yet used.
@@ -36,6 +35,11 @@ impl Inbox {
 
     pub fn is_empty(&self) -> bool {
         self.start == self.end
+    }
+
+    /// Bytes of memory it takes.
+    pub fn capacity(&self) -> usize {
+        self.buf.len()
     }
 
     /// Drops `used` bytes from the front.
@@ -48,24 +52,44 @@ impl Inbox {
         }
     }
 
+    /// Drops `used` bytes from the front and hands them out without copying; what came after them moves to a new buffer.
+    pub fn detach(&mut self, used: usize) -> Bytes {
+        let split = self.start + used;
+        assert!(split <= self.end, "more bytes used than received");
+        let rest = self.buf[split..self.end].to_vec();
+        let end = rest.len();
+        let mut next = rest;
+        next.resize(end.max(START_BYTES), 0);
+        let mut taken = std::mem::replace(&mut self.buf, next);
+        taken.truncate(split);
+        let message = Bytes::from(taken).slice(self.start..);
+        (self.start, self.end) = (0, end);
+        message
+    }
+
+    /// Gives back memory, if there is nothing in it.
+    pub fn shrink(&mut self) {
+        if self.is_empty() && self.buf.len() > START_BYTES {
+            *self = Self::new();
+        }
+    }
+
+    pub fn is_small(&self) -> bool {
+        self.buf.len() <= START_BYTES
+    }
+
     /// Makes the buffer able to hold `total` bytes from the front of the window, and a useful rest beside.
     pub fn make_room(&mut self, total: usize) {
-        if self.is_empty() && total <= BUSY_BYTES && self.buf.len() > BUSY_BYTES {
-            self.empties += 1;
-            if self.empties > PATIENCE {
-                self.buf = vec![0; BUSY_BYTES];
-                self.empties = 0;
-            }
-        }
         let room = self.buf.len() - self.start;
         if room >= total && self.buf.len() - self.end >= self.buf.len() / 4 {
             return;
         }
         if total > self.buf.len() {
-            let mut larger = vec![0; total.next_power_of_two()];
+            // Beyond what a busy client has, exactly what is needed: it is given away.
+            let len = if total > BUSY_BYTES { total } else { total.next_power_of_two() };
+            let mut larger = vec![0; len];
             larger[..self.end - self.start].copy_from_slice(&self.buf[self.start..self.end]);
             self.buf = larger;
-            self.empties = 0;
         } else {
             self.buf.copy_within(self.start..self.end, 0);
         }
@@ -88,5 +112,50 @@ impl Inbox {
             self.buf.resize(self.buf.len() * 2, 0);
         }
         Poll::Ready(Ok(got))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    fn fill(inbox: &mut Inbox, mut bytes: &[u8]) {
+        let mut cx = Context::from_waker(Waker::noop());
+        while !bytes.is_empty() {
+            inbox.make_room(1);
+            assert!(inbox.poll_fill(&mut bytes, &mut cx).is_ready());
+        }
+    }
+
+    #[test]
+    fn a_large_message_takes_the_buffer_along() {
+        let mut inbox = Inbox::new();
+        let sent: Vec<u8> = (0..3 << 20).map(|n: u32| (n % 251) as u8).collect();
+        fill(&mut inbox, &sent[..100]);
+        inbox.make_room(2 << 20);
+        assert_eq!(inbox.capacity(), 2 << 20, "exactly what is needed");
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut rest = &sent[100..];
+        assert!(inbox.poll_fill(&mut rest, &mut cx).is_ready());
+        assert_eq!(inbox.window(), &sent[..2 << 20]);
+        inbox.consume(28);
+        let message = inbox.detach((2 << 20) - 100);
+        assert_eq!(message, &sent[28..(2 << 20) - 72]);
+        assert_eq!((inbox.window(), inbox.is_small()), (&sent[(2 << 20) - 72..2 << 20], true));
+    }
+
+    #[test]
+    fn a_busy_clients_buffer_grows_and_a_quiet_ones_shrinks() {
+        let mut inbox = Inbox::new();
+        fill(&mut inbox, &[7; 600 << 10]);
+        assert!(inbox.capacity() > 600 << 10 && inbox.capacity() <= BUSY_BYTES);
+        inbox.shrink();
+        assert_eq!(inbox.window().len(), 600 << 10, "what is in it stays");
+        inbox.consume(600 << 10);
+        assert!(!inbox.is_small());
+        inbox.shrink();
+        assert!(inbox.is_small() && inbox.is_empty());
     }
 }

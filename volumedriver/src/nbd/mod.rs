@@ -7,6 +7,7 @@
 //!
 //! Must not know: SCOs, locations, sockets' addresses beyond logging, other frontends.
 
+mod budget;
 mod inbox;
 mod listener;
 mod outbox;
@@ -26,6 +27,7 @@ use volumedriver_core::fault::Result;
 use volumedriver_core::request::{Reply, Request};
 use volumedriver_core::units::ByteOffset;
 
+pub use budget::Budget;
 pub use listener::{Listener, serve};
 pub use stats::{CommandStats, Histogram, SessionStats};
 pub use tls::Tls;
@@ -80,16 +82,20 @@ impl Exports for Directory {
 /// Ceilings of a server and of each of its connections.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections at once over all listeners; further ones are closed at once. Default 1,024.
+    /// Connections at once over all listeners; further ones are told so and closed. Default 1,024.
     pub connections: usize,
     /// Requests in flight per connection; over that the socket is not read. Default 1,024, minimum 1.
     pub requests: usize,
-    /// Payload and reply bytes held per connection, overshot by at most one request. Default 64 MiB.
+    /// Payload and reply bytes held per connection, overshot by at most one request; [`Budget`] bounds all together.
+    /// Default 64 MiB.
     pub held_bytes: usize,
     /// From accepting a connection to its transmission phase. Default 30 s.
     pub handshake: Duration,
     /// For requests in flight when the server shuts down, and for closing a connection. Default 10 s.
     pub drain: Duration,
+    /// A client that moved nothing for so long is quiet: its buffers are made small. One that is in the way of others must
+    /// move meanwhile. Default 10 s.
+    pub quiet: Duration,
 }
 
 impl Default for Limits {
@@ -100,6 +106,7 @@ impl Default for Limits {
             held_bytes: 64 << 20,
             handshake: Duration::from_secs(30),
             drain: Duration::from_secs(10),
+            quiet: Duration::from_secs(10),
         }
     }
 }
@@ -110,4 +117,5 @@ pub struct Server<X> {
     pub tls: Tls,
     pub limits: Limits,
     pub stats: Rc<SessionStats>,
+    pub budget: Rc<Budget>,
 }

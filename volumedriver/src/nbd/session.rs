@@ -3,21 +3,23 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use volumedriver_core::fault::Result;
-use volumedriver_core::wire::nbd::{Agreed, Catalog, Description, Handshake, Next};
+use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::wire::nbd::{Agreed, Catalog, Description, Handshake, Next, TlsPolicy};
 
+use super::budget::Claim;
 use super::inbox::Inbox;
 use super::stats::add;
 use super::transmission::{Ending, Transmission};
 use super::{Export, Exports, Server, SessionStats};
 
-/// Option data and its header fit with room to spare.
-const HANDSHAKE_BYTES: usize = 96 << 10;
+/// For telling a client that there is no place for it.
+const TURN_AWAY: Duration = Duration::from_secs(3);
 
 /// How the handshake ended.
 enum Outcome<E> {
@@ -38,12 +40,45 @@ where
     let handshake = Handshake::new(server.tls.policy());
     let first = talk.within(async {
         stream.write_all(&Handshake::greeting()).await?;
-        negotiate(&mut stream, handshake, &server.exports).await
+        negotiate(&mut stream, handshake, &Listing(&server.exports)).await
     });
     match first.await {
         Some(Outcome::StartTls(handshake)) => talk.over_tls(stream, handshake).await,
         Some(outcome) => talk.conclude(stream, outcome).await,
         None => {}
+    }
+}
+
+/// Tells a client that there is no place for it, as far as the protocol can, and closes.
+pub(super) async fn turn_away<S, X>(mut stream: S, server: &Server<X>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let told = async {
+        stream.write_all(&Handshake::greeting()).await?;
+        // Whatever it asks for, there is none.
+        let full = Full(server.limits.connections);
+        negotiate(&mut stream, Handshake::new(TlsPolicy::Off), &full).await.map(drop)
+    };
+    // Best effort.
+    let _ = tokio::time::timeout(TURN_AWAY, told).await;
+}
+
+/// No exports, because the server has as many connections as it may.
+struct Full(usize);
+
+impl Catalog for Full {
+    type Export = std::convert::Infallible;
+
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn find(&self, _name: &str) -> Result<(Description, Self::Export)> {
+        Err(Fault::no_space(format!(
+            "this server has {} connections and takes no more; [nbd] connections_count bounds them",
+            self.0
+        )))
     }
 }
 
@@ -78,7 +113,8 @@ impl<X: Exports> Talk<'_, X> {
     {
         let Some(acceptor) = self.server.tls.acceptor() else { return };
         let Some(mut stream) = self.within(acceptor.accept(stream)).await else { return };
-        let rest = negotiate(&mut stream, handshake.secured(), &self.server.exports);
+        let listing = Listing(&self.server.exports);
+        let rest = negotiate(&mut stream, handshake.secured(), &listing);
         if let Some(outcome) = self.within(rest).await {
             self.conclude(stream, outcome).await;
         }
@@ -91,7 +127,8 @@ impl<X: Exports> Talk<'_, X> {
         let stats = &*self.server.stats;
         match outcome {
             Outcome::Transmit(agreed, export, inbox) => {
-                let shared = (&self.server.limits, stats);
+                let claim = Claim::new(Rc::clone(&self.server.budget));
+                let shared = (&self.server.limits, stats, claim);
                 let transmission = Transmission::new(&mut stream, export, agreed, inbox, shared);
                 let ending = transmission.run(&mut self.shutdown).await;
                 log(&ending, stats);
@@ -122,22 +159,29 @@ fn log(ending: &Ending, stats: &SessionStats) {
         Ending::Unfinished => {
             tracing::warn!("NBD connection closed with requests still in flight");
         }
+        Ending::Stalled => {
+            add(&stats.stalled, 1);
+            tracing::warn!(
+                "NBD client closed: others waited for memory that it held, and it neither sent what it announced \
+                 nor read what it asked for"
+            );
+        }
     }
 }
 
-async fn negotiate<S, X>(
+async fn negotiate<S, C>(
     stream: &mut S,
     mut handshake: Handshake,
-    exports: &X,
-) -> io::Result<Outcome<X::Export>>
+    catalog: &C,
+) -> io::Result<Outcome<C::Export>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    X: Exports,
+    C: Catalog,
 {
     let mut inbox = Inbox::new();
     let mut out = Vec::new();
     loop {
-        let step = handshake.advance(inbox.window(), &Listing(exports), &mut out);
+        let step = handshake.advance(inbox.window(), catalog, &mut out);
         inbox.consume(step.used);
         if !out.is_empty() {
             stream.write_all(&out).await?;
@@ -147,12 +191,15 @@ where
         match step.next {
             Next::More if step.used > 0 => {}
             Next::More => {
-                inbox.make_room(HANDSHAKE_BYTES);
+                inbox.make_room(inbox.window().len() + 1);
                 if poll_fn(|cx| inbox.poll_fill(stream, cx)).await? == 0 {
                     return Ok(Outcome::Closed(None));
                 }
             }
-            Next::Transmit(agreed, export) => return Ok(Outcome::Transmit(agreed, export, inbox)),
+            Next::Transmit(agreed, export) => {
+                inbox.shrink();
+                return Ok(Outcome::Transmit(agreed, export, inbox));
+            }
             // What came in the clear must not be taken for something said over TLS.
             Next::StartTls if !inbox.is_empty() => {
                 return Ok(Outcome::Closed(Some("bytes in the clear after starting TLS")));

@@ -11,12 +11,16 @@ pub struct SessionStats {
     /// Connections open now (a gauge).
     pub connections: Cell<u64>,
     pub accepted: Cell<u64>,
-    /// Closed at once because the ceiling of connections was reached.
+    /// Not served because the ceiling of connections was reached.
     pub turned_away: Cell<u64>,
+    /// Of them, those that are being told so now (a gauge).
+    pub turning_away: Cell<u64>,
     /// Handshakes that did not lead to the transmission phase, aborts by the client included.
     pub handshakes_failed: Cell<u64>,
     /// Connections closed because the client broke the protocol's framing.
     pub protocol_errors: Cell<u64>,
+    /// Connections closed because they held memory that others waited for, and did not move.
+    pub stalled: Cell<u64>,
     pub read: CommandStats,
     pub write: CommandStats,
     pub flush: CommandStats,

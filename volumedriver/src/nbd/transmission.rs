@@ -2,7 +2,8 @@
 //!
 //! A round: take finished requests, decode and start what has been received, send, receive. Rounds repeat while anything
 //! moves, up to a bound after which other tasks of the thread get their turn. While more requests are in flight or more
-//! bytes held than the limits allow, nothing is decoded or received; the socket then holds the client back.
+//! bytes held than the limits allow, or the memory that all connections share is taken, nothing is decoded or received; the
+//! socket then holds the client back.
 //!
 //! A request in flight is a local task of its own and runs to its end even if the connection is lost; it is answered exactly
 //! once (see [`Ticket`]).
@@ -10,13 +11,15 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
+use tokio::time::Sleep;
 
 use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::request::{Extent, Fua, Reply, Request};
@@ -26,7 +29,8 @@ use volumedriver_core::wire::nbd::{
     Agreed, Ask, Contexts, Decoder, Errno, Event, Extents, Fragments, MAX_EXTENTS, Style, Tag,
 };
 
-use super::inbox::Inbox;
+use super::budget::Claim;
+use super::inbox::{BUSY_BYTES, Inbox};
 use super::outbox::Outbox;
 use super::{Export, Limits, SessionStats};
 
@@ -41,6 +45,8 @@ const ROUND_BYTES: usize = 256 << 10;
 const FAST_READ_BYTES: u32 = 256 << 10;
 /// Smallest piece of zeroes sent as a hole, bytes.
 const MIN_HOLE_BYTES: usize = 4096;
+/// What a connection must move in [`Limits::quiet`] while others wait for memory that it holds, bytes.
+const SLOWEST_BYTES: usize = 256 << 10;
 
 /// How the transmission phase ended.
 #[derive(Debug)]
@@ -53,6 +59,8 @@ pub(super) enum Ending {
     Lost(io::Error),
     /// Requests were still in flight when the bound for shutting down ran out.
     Unfinished,
+    /// The client held memory that others waited for, and neither sent what it announced nor read what it asked for.
+    Stalled,
 }
 
 /// Whether requests are still taken.
@@ -79,6 +87,11 @@ pub(super) struct Transmission<'s, S, E> {
     need: usize,
     /// Requests handed to the engine in this turn.
     started: usize,
+    claim: Claim,
+    /// Bytes received and sent since the alarm was set.
+    progress: usize,
+    /// Set while more is held than a quiet connection holds.
+    alarm: Option<Pin<Box<Sleep>>>,
     limits: &'s Limits,
     stats: &'s SessionStats,
 }
@@ -89,7 +102,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin, E: Export> Transmission<'s, S, E> {
         export: E,
         agreed: Agreed,
         inbox: Inbox,
-        shared: (&'s Limits, &'s SessionStats),
+        shared: (&'s Limits, &'s SessionStats, Claim),
     ) -> Self {
         Self {
             stream,
@@ -104,6 +117,9 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin, E: Export> Transmission<'s, S, E> {
             held: 0,
             need: 1,
             started: 0,
+            claim: shared.2,
+            progress: 0,
+            alarm: None,
             limits: shared.0,
             stats: shared.1,
         }
@@ -111,15 +127,43 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin, E: Export> Transmission<'s, S, E> {
 
     /// Runs until the client disconnects, the connection fails or `shutdown` becomes true.
     pub async fn run(mut self, shutdown: &mut watch::Receiver<bool>) -> Ending {
-        tokio::select! {
+        let ending = tokio::select! {
             biased;
-            ending = poll_fn(|cx| self.poll(cx)) => return ending,
+            ending = poll_fn(|cx| self.poll(cx)) => Some(ending),
+            _ = shutdown.wait_for(|down| *down) => None,
+        };
+        match ending {
+            Some(ending) => {
+                self.see_off(shutdown).await;
+                ending
+            }
+            None => {
+                self.close(None);
+                let bound = self.limits.drain;
+                let rest = poll_fn(|cx| self.poll(cx));
+                tokio::time::timeout(bound, rest).await.unwrap_or(Ending::Unfinished)
+            }
+        }
+    }
+
+    /// The connection is over. What was asked is carried out all the same, and counts as held until then: a client that asks,
+    /// leaves and comes back gets no more than one that stays.
+    async fn see_off(&mut self, shutdown: &mut watch::Receiver<bool>) {
+        self.inbox = Inbox::default();
+        self.outbox = Outbox::default();
+        let rest = poll_fn(|cx| {
+            for (open, _unheard) in self.finished.take(cx) {
+                self.in_flight -= 1;
+                self.held -= open.held;
+            }
+            self.claim.hold(self.held);
+            if self.in_flight == 0 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        // A server that shuts down leaves what is in flight to the volumes.
+        tokio::select! {
+            () = rest => {}
             _ = shutdown.wait_for(|down| *down) => {}
         }
-        self.close(None);
-        let bound = self.limits.drain;
-        let rest = poll_fn(|cx| self.poll(cx));
-        tokio::time::timeout(bound, rest).await.unwrap_or(Ending::Unfinished)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
@@ -128,7 +172,7 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin, E: Export> Transmission<'s, S, E> {
             match self.round(cx) {
                 Ok(Moved::Yes) if self.started >= STARTS => break,
                 Ok(Moved::Yes) => {}
-                Ok(Moved::No) => return Poll::Pending,
+                Ok(Moved::No) => return self.rest(cx),
                 Err(ending) => return Poll::Ready(ending),
             }
         }
@@ -139,11 +183,13 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin, E: Export> Transmission<'s, S, E> {
     fn round(&mut self, cx: &mut Context<'_>) -> Result<Moved, Ending> {
         let mut moved = Moved::No;
         moved |= self.take_finished(cx);
-        moved |= self.decode();
+        moved |= self.decode(cx);
+        let unsent = self.outbox.len();
         if !self.outbox.is_gone()
             && let Poll::Ready(sent) = self.outbox.poll_send(self.stream, cx)
         {
             sent.map_err(Ending::Lost)?;
+            self.progress += unsent - self.outbox.len();
             moved = Moved::Yes;
         }
         match self.phase {
@@ -172,6 +218,11 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin, E: Export> Transmission<'s, S, E> {
         if !self.has_room() || self.inbox.window().len() >= self.need {
             return Ok(Moved::No);
         }
+        let growth = self.need.saturating_sub(self.inbox.capacity());
+        let usage = self.usage(&self.inbox) + growth;
+        if growth > 0 && !self.claim.grow_to(usage, cx.waker()) {
+            return Ok(Moved::No);
+        }
         self.inbox.make_room(self.need);
         match self.inbox.poll_fill(self.stream, cx) {
             Poll::Pending => Ok(Moved::No),
@@ -180,12 +231,44 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin, E: Export> Transmission<'s, S, E> {
                 self.close(None);
                 Ok(Moved::Yes)
             }
-            Poll::Ready(Ok(_)) => Ok(Moved::Yes),
+            Poll::Ready(Ok(got)) => {
+                self.progress += got;
+                Ok(Moved::Yes)
+            }
         }
     }
 
+    /// Bytes of memory for what was received and is to be sent.
+    fn usage(&self, inbox: &Inbox) -> usize {
+        self.held + self.outbox.len() + inbox.capacity()
+    }
+
+    /// Nothing moves. Watches over what is held meanwhile.
+    fn rest(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
+        self.claim.hold(self.usage(&self.inbox));
+        while !(self.inbox.is_small() && self.outbox.is_gone()) {
+            let quiet = self.limits.quiet;
+            let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep(quiet)));
+            ready!(alarm.as_mut().poll(cx));
+            self.alarm = None;
+            let progress = std::mem::take(&mut self.progress);
+            if self.in_flight > 0 {
+                continue;
+            }
+            if self.claim.is_in_the_way() && progress < SLOWEST_BYTES {
+                return Poll::Ready(Ending::Stalled);
+            }
+            if progress == 0 {
+                self.inbox.shrink();
+                self.claim.hold(self.usage(&self.inbox));
+            }
+        }
+        self.alarm = None;
+        Poll::Pending
+    }
+
     /// Decodes and starts complete requests while there is room for them and their replies.
-    fn decode(&mut self) -> Moved {
+    fn decode(&mut self, cx: &Context<'_>) -> Moved {
         let mut moved = Moved::No;
         if self.inbox.window().len() < self.need {
             return moved;
@@ -206,6 +289,14 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin, E: Export> Transmission<'s, S, E> {
                     break;
                 }
                 Event::Skipped => {}
+                Event::Ask(_, ask) if !self.affords(ask, &inbox, cx) => break,
+                Event::Ask(tag, Ask::Write { data, fua }) if data.len() > BUSY_BYTES => {
+                    let (len, used) = (data.len(), decoded.used);
+                    inbox.consume(used - len);
+                    self.start_write(tag, inbox.detach(len), fua, arrived);
+                    moved = Moved::Yes;
+                    continue;
+                }
                 Event::Ask(tag, ask) => self.carry_out(tag, ask, arrived),
                 Event::Refuse(tag, refusal) => {
                     self.fail(tag, refusal.errno, &refusal.message, arrived);
@@ -218,6 +309,19 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin, E: Export> Transmission<'s, S, E> {
         }
         self.inbox = inbox;
         moved
+    }
+
+    /// Takes the memory a request needs, if there is enough; if not, it is decoded again later.
+    fn affords(&mut self, ask: Ask<'_>, inbox: &Inbox, cx: &Context<'_>) -> bool {
+        let need = match ask {
+            Ask::Read { len, .. } => len as usize,
+            Ask::Write { data, .. } if data.len() > BUSY_BYTES => 0,
+            Ask::Write { data, .. } => data.len(),
+            Ask::Status { .. } => MAX_EXTENTS as usize * size_of::<Extent>(),
+            Ask::Flush | Ask::Trim { .. } | Ask::WriteZeroes { .. } => 0,
+            Ask::Cache { .. } | Ask::Nothing => 0,
+        };
+        self.claim.grow_to(self.usage(inbox) + need, cx.waker())
     }
 
     fn carry_out(&mut self, tag: Tag, ask: Ask<'_>, arrived: Instant) {
@@ -260,12 +364,14 @@ impl<'s, S: AsyncRead + AsyncWrite + Unpin, E: Export> Transmission<'s, S, E> {
         match at_once {
             Some(Ok(())) => self.succeed(tag, data.len() as u64, arrived),
             Some(Err(fault)) => self.fault(tag, &fault, arrived),
-            None => {
-                let (len, data) = (data.len(), Bytes::copy_from_slice(data));
-                let request = Request::Write { offset, data, fua };
-                self.start(tag, request, Answer::done(len as u64), len, arrived);
-            }
+            None => self.start_write(tag, Bytes::copy_from_slice(data), fua, arrived),
         }
+    }
+
+    fn start_write(&mut self, tag: Tag, data: Bytes, fua: Fua, arrived: Instant) {
+        let len = data.len();
+        let request = Request::Write { offset: ByteOffset(tag.offset), data, fua };
+        self.start(tag, request, Answer::done(len as u64), len, arrived);
     }
 
     fn read(&mut self, tag: Tag, len: u32, fragments: Fragments, arrived: Instant) {

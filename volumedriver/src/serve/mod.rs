@@ -21,6 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -74,6 +75,7 @@ pub fn run<N: Node>(options: Options) -> Result<()> {
     let cache = CachePlace { directory: &config.cache.directory, is_used: config.cache.ssd.0 > 0 };
     let places = Places { buffer: &config.buffer.directory, cache, derived: &derived };
     let data = DataDir::open(&config.data_dir, config.node.shards, options.local, places)?;
+    raise_descriptor_limit(config.nbd.connections);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.node.service_threads)
         .thread_name("service")
@@ -82,6 +84,29 @@ pub fn run<N: Node>(options: Options) -> Result<()> {
         .map_err(|e| Fault::unavailable("threads cannot be started").because(e))?;
     let ground = Ground { config, data, metrics: Arc::new(Metrics::new()) };
     runtime.block_on(serve::<N>(options, ground))
+}
+
+/// File descriptors for databases, segments and objects, beside one for each connection.
+const OTHER_DESCRIPTORS: u64 = 2048;
+
+/// Takes as many file descriptors as the system grants, and says when that is too few for what is configured.
+fn raise_descriptor_limit(connections: usize) {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit { current: limit.maximum, ..limit };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit of file descriptors cannot be raised");
+        }
+    }
+    let needed = OTHER_DESCRIPTORS + connections as u64;
+    if let Some(granted) = getrlimit(Resource::Nofile).current.filter(|granted| *granted < needed) {
+        tracing::warn!(
+            granted,
+            needed,
+            "too few file descriptors for [nbd] connections_count = {connections}: when they run out, new clients wait; \
+             raise the limit (ulimit -n, LimitNOFILE=)"
+        );
+    }
 }
 
 async fn serve<N: Node>(options: Options, ground: Ground) -> Result<()> {

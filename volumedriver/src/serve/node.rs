@@ -14,8 +14,8 @@ use crate::admin::door::{Command, Door, door};
 use crate::config::{Config, Endpoint, IoEngine};
 use crate::io::{self, Requested};
 use crate::local::{self, Pages, Registry};
-use crate::metrics::Metrics;
-use crate::nbd::{self, Limits, Listener, Server, SessionStats};
+use crate::metrics::{Metrics, raise};
+use crate::nbd::{self, Budget, Limits, Listener, Server, SessionStats};
 use crate::shard::{Desk, Directory};
 use crate::store::AnyStore;
 use volumedriver_core::units::NodeId;
@@ -206,8 +206,9 @@ async fn listen(
     };
     let tls = nbd::Tls::load(&config.nbd.tls)?;
     let stats = Rc::new(SessionStats::default());
-    tokio::task::spawn_local(publish(stats.clone(), metrics));
-    let server = Rc::new(Server { exports: directory, tls, limits, stats });
+    let budget = Budget::new(usize::try_from(config.nbd.memory.0).unwrap_or(usize::MAX));
+    tokio::task::spawn_local(publish(stats.clone(), budget.clone(), metrics));
+    let server = Rc::new(Server { exports: directory, tls, limits, stats, budget });
     let (mut endpoints, mut sessions) = (Vec::new(), Vec::new());
     for endpoint in &config.nbd.listen {
         let listener = bind(endpoint).await.map_err(|f| f.about(format!("NBD on {endpoint}")))?;
@@ -219,11 +220,16 @@ async fn listen(
 }
 
 /// Brings what sessions count to where it is scraped.
-async fn publish(stats: Rc<SessionStats>, metrics: Arc<Metrics>) {
+async fn publish(stats: Rc<SessionStats>, budget: Rc<Budget>, metrics: Arc<Metrics>) {
+    let nbd = &metrics.nbd;
     loop {
-        metrics.connections.set(i64::try_from(stats.connections.get()).unwrap_or(i64::MAX));
-        let opened = &metrics.connections_opened;
-        opened.inc_by(stats.accepted.get().saturating_sub(opened.get()));
+        nbd.connections.set(i64::try_from(stats.connections.get()).unwrap_or(i64::MAX));
+        nbd.memory.set(i64::try_from(budget.taken()).unwrap_or(i64::MAX));
+        raise(&nbd.opened, stats.accepted.get());
+        raise(&nbd.turned_away, stats.turned_away.get());
+        raise(&nbd.handshakes_failed, stats.handshakes_failed.get());
+        raise(&nbd.protocol_errors, stats.protocol_errors.get());
+        raise(&nbd.stalled, stats.stalled.get());
         tokio::time::sleep(super::host::GAUGE_PERIOD).await;
     }
 }

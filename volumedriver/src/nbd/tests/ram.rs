@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -13,7 +15,7 @@ use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::request::{Allocation, Extent, Reply, Request, ZeroMode};
 use volumedriver_core::units::{ByteCount, ByteOffset};
 
-use crate::nbd::{Export, Exports, Limits, Listener, Server, SessionStats, Tls, serve};
+use crate::nbd::{Budget, Export, Exports, Limits, Listener, Server, SessionStats, Tls, serve};
 use crate::shard::ExportInfo;
 
 /// Bytes per block whose allocation is known.
@@ -26,24 +28,53 @@ pub enum Speed {
     AlwaysSubmit,
 }
 
+/// Holds requests up until it is opened, from any thread.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(AtomicBool, AtomicUsize)>);
+
+impl Gate {
+    pub fn open(&self) {
+        self.0.0.store(true, Ordering::Relaxed);
+    }
+    /// Requests that stand before it, or went through.
+    pub fn waiting(&self) -> usize {
+        self.0.1.load(Ordering::Relaxed)
+    }
+    async fn pass(&self) {
+        self.0.1.fetch_add(1, Ordering::Relaxed);
+        while !self.0.0.load(Ordering::Relaxed) {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+}
+
 #[derive(Clone)]
 pub struct Ram(Rc<Inner>);
 
 struct Inner {
     info: ExportInfo,
     speed: Speed,
+    gate: Gate,
     data: RefCell<Vec<u8>>,
     states: RefCell<Vec<Allocation>>,
 }
 
 impl Ram {
     pub fn new(name: &str, size: usize, speed: Speed) -> Self {
-        Self::with(name, size, speed, false)
+        Self::with(name, size, speed, false, Self::open())
     }
     pub fn read_only(name: &str, size: usize) -> Self {
-        Self::with(name, size, Speed::AtOnce, true)
+        Self::with(name, size, Speed::AtOnce, true, Self::open())
     }
-    fn with(name: &str, size: usize, speed: Speed, read_only: bool) -> Self {
+    pub fn behind(name: &str, size: usize, gate: Gate) -> Self {
+        Self::with(name, size, Speed::AlwaysSubmit, false, gate)
+    }
+    fn open() -> Gate {
+        let gate = Gate::default();
+        gate.open();
+        gate
+    }
+    fn with(name: &str, size: usize, speed: Speed, read_only: bool, gate: Gate) -> Self {
         let info = ExportInfo {
             name: name.to_string(),
             size: ByteCount(size as u64),
@@ -53,6 +84,7 @@ impl Ram {
         Self(Rc::new(Inner {
             info,
             speed,
+            gate,
             data: RefCell::new(vec![0; size]),
             states: RefCell::new(vec![Allocation::Hole; size.div_ceil(BLOCK)]),
         }))
@@ -115,6 +147,7 @@ impl Export for Ram {
     }
     async fn submit(&self, request: Request) -> Result<Reply> {
         tokio::task::yield_now().await;
+        self.0.gate.pass().await;
         match request {
             Request::Read { offset, len } => {
                 let range = offset.0 as usize..(offset.0 + len.0) as usize;
@@ -186,7 +219,8 @@ impl Running {
                 let listener = Listener::unix(&path).expect("listening");
                 ready.send(()).expect("someone waits");
                 let stats = Rc::new(SessionStats::default());
-                let server = Rc::new(Server { exports: rams(), tls, limits, stats });
+                let budget = Budget::new(128 << 20);
+                let server = Rc::new(Server { exports: rams(), tls, limits, stats, budget });
                 serve(listener, server, stopped).await;
             });
         });

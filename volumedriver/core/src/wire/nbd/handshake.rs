@@ -486,12 +486,10 @@ fn find<C: Catalog>(catalog: &C, name: &str) -> Result<(Description, C::Export),
     catalog.find(name).map_err(|fault| {
         let code = match fault.kind {
             Kind::Closed => REP_ERR_SHUTDOWN,
-            Kind::Invalid
-            | Kind::NoSpace
-            | Kind::Unavailable
-            | Kind::Corrupt
-            | Kind::Fenced
-            | Kind::Bug => REP_ERR_UNKNOWN,
+            Kind::NoSpace => REP_ERR_POLICY,
+            Kind::Invalid | Kind::Unavailable | Kind::Corrupt | Kind::Fenced | Kind::Bug => {
+                REP_ERR_UNKNOWN
+            }
         };
         (code, fault.to_string())
     })
