@@ -90,7 +90,7 @@ fn a_daemon_takes_as_many_descriptors_as_it_may() {
 
 /// A sample of the daemon's metrics.
 fn sample(daemon: &Daemon, name: &str) -> Option<String> {
-    let text = daemon.command(&["metrics"]).run().out;
+    let text = daemon.command(&["metrics"]).run();
     let line = text.lines().find(|line| line.split(' ').next() == Some(name))?;
     line.split(' ').nth(1).map(str::to_owned)
 }
