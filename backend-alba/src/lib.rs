@@ -1,6 +1,6 @@
 //! An object backend: namespaces of immutable objects with put-if-absent, verified range reads and conditional sequences.
 //!
-//! Pure: [`manifest`], [`trailer`], [`name`], [`preset`], [`erasure`], `placement`, `health`, [`maintenance`]. Waiting: [`osd`] (directories),
+//! Pure: [`manifest`], [`trailer`], [`name`], [`preset`], [`erasure`], [`recovery`], `placement`, `health`, [`maintenance`]. Waiting: [`osd`] (directories),
 //! [`nsm`] (tables), [`alba`] (the API, used by the gRPC server and in-process alike), [`server`].
 
 pub mod alba;
@@ -15,10 +15,15 @@ pub mod osd;
 pub mod outside;
 mod placement;
 pub mod preset;
+pub mod recovery;
 pub mod server;
 pub mod trailer;
 
-pub use alba::{Alba, Config, GivenOsd, OsdPlace, Parts, Presets, Status, Upload};
+pub use alba::{
+    Alba, Config, GivenOsd, OsdPlace, Parts, Presets, Recovered, Status, Upload, give_up_the_rest,
+    recover,
+};
 pub use fault::{Fault, Kind, Result};
+pub use nsm::etcd::EtcdPlace;
 pub use nsm::{Condition, OsdRole, Page, Put};
 pub use osd::Purpose;

@@ -78,6 +78,9 @@ impl Inner {
     }
 
     async fn collect_orphans(self: Arc<Self>, shard: u8) -> Result<()> {
+        if self.nsm.holds_files().await? {
+            return Ok(());
+        }
         for member in self.osds.all() {
             let osd = member.id();
             for id in member.list(shard).await? {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::fault::{Fault, Result};
 use crate::nsm::LOCAL_NODE;
+use crate::nsm::etcd::EtcdPlace;
 use crate::osd::Limits;
 use crate::preset;
 
@@ -16,6 +17,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Directories for fragments, on any file systems; `data_dir`/osd when none is given.
     pub osds: Vec<OsdPlace>,
+    /// Clusters of etcd that hold the NSM; without any it is in `data_dir`.
+    pub nsm: Vec<EtcdPlace>,
+    /// Manifests remembered, so that objects can be read while etcd does not answer. Default 10,000.
+    pub manifest_count: usize,
     /// Longest object, bytes. Default 1 GiB.
     pub max_object_bytes: u64,
     /// Uploads at once; more wait. Default 32.
@@ -45,6 +50,8 @@ impl Config {
         Self {
             data_dir: data_dir.into(),
             osds: Vec::new(),
+            nsm: Vec::new(),
+            manifest_count: 10_000,
             max_object_bytes: 1 << 30,
             put_count: 32,
             get_count: 64,

@@ -80,8 +80,8 @@ impl Alba {
         let (namespace, name) = check_names(namespace, name)?;
         let source = Source { namespace: namespace.as_str().into(), name: name.as_str().into() };
         let _permit = self.inner.blocking.may_get().await?;
-        let Some(manifest) = self.head(&namespace, &name).await? else { return Ok(None) };
-        let manifest = Arc::new(manifest);
+        let looked = self.inner.look(&source.namespace, &source.name).await?;
+        let Some(manifest) = looked else { return Ok(None) };
         if let Some(bytes) = self.inner.read_at_once(&manifest, offset, len).await {
             return Ok(Some(bytes));
         }
@@ -90,9 +90,11 @@ impl Alba {
 
     /// Opens an object for reading it piece by piece; `None` when there is none.
     pub async fn open_object(&self, namespace: &str, name: &str) -> Result<Option<Reader>> {
-        let Some(manifest) = self.head(namespace, name).await? else { return Ok(None) };
+        check_names(namespace, name)?;
         let source = Source { namespace: namespace.into(), name: name.into() };
-        Ok(Some(Reader { alba: self.clone(), manifest: Arc::new(manifest), source }))
+        let looked = self.inner.look(&source.namespace, &source.name).await?;
+        let Some(manifest) = looked else { return Ok(None) };
+        Ok(Some(Reader { alba: self.clone(), manifest, source }))
     }
 
     /// A file that holds the object's bytes from offset 0 on, for reading without the backend in between: for direct I/O where

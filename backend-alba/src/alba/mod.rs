@@ -19,6 +19,8 @@ mod late;
 mod open;
 mod osds;
 mod put;
+mod recover;
+mod remember;
 mod repair;
 mod status;
 
@@ -40,6 +42,7 @@ use blocking::Blocking;
 use data_dir::DataDir;
 use get::OpenFragments;
 use osds::Osds;
+use remember::Remembered;
 use repair::Notice;
 
 pub use admin::Presets;
@@ -49,6 +52,7 @@ pub use get::Reader;
 pub use open::Parts;
 pub use osds::GivenOsd;
 pub use put::Upload;
+pub use recover::{Recovered, give_up_the_rest, recover};
 pub use status::{OsdState, OsdStatus, Status};
 
 /// Names given at once at most.
@@ -73,6 +77,7 @@ struct Inner {
     outside: Outside,
     osds: Osds,
     open_fragments: OpenFragments,
+    remembered: Remembered,
     /// Fragments whose bytes are written but which no manifest names yet: no orphans.
     unfinished: Mutex<HashSet<FragmentId>>,
     blocking: Blocking,
@@ -172,7 +177,9 @@ impl Alba {
     /// `false` when there was no such object.
     pub async fn delete(&self, namespace: &str, name: &str) -> Result<bool> {
         check_names(namespace, name)?;
+        self.inner.remembered.forget(namespace, name);
         let Some(gone) = self.inner.nsm.delete(namespace, name).await? else { return Ok(false) };
+        self.inner.remembered.forget(namespace, name);
         Box::pin(self.inner.remove_files(&gone)).await;
         Ok(true)
     }
@@ -215,6 +222,7 @@ impl Inner {
             changes.push((name, change));
         }
         let outcome = self.nsm.apply(&namespace, &asserts, &changes).await;
+        changes.iter().for_each(|(name, _)| self.remembered.forget(&namespace, name));
         for (order, id, mut lanes) in written {
             lanes.settle(outcome.is_ok(), outcome.as_ref().err());
             match &outcome {

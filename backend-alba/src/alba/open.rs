@@ -5,14 +5,18 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, watch};
 
 use super::blocking::{Blocking, Threads};
-use super::data_dir::DataDir;
+use super::data_dir::{DataDir, NsmKind};
 use super::get::OpenFragments;
 use super::osds::{GivenOsd, Osds};
-use super::{Alba, Config, Inner, collect, repair};
+use super::remember::Remembered;
+use super::{Alba, Config, Inner, OsdPlace, collect, repair};
 use crate::fault::{Fault, Result};
 use crate::name::AlbaId;
 use crate::nsm::Nsm;
+use crate::nsm::etcd::{Etcd, EtcdPlace};
+use crate::nsm::identity::{self, Founding, Joined};
 use crate::nsm::kv::Kv;
+use crate::nsm::rebuild;
 use crate::nsm::rocks::Rocks;
 use crate::osd::Space;
 use crate::outside::Outside;
@@ -40,7 +44,7 @@ pub(super) async fn of_parts(parts: Parts) -> Result<Alba> {
     start(Opened { config, id, nsm, osds, outside, blocking, local: None }).await
 }
 
-/// With a RocksDB in the data directory, and the OSDs that are opened for the backend of this identity.
+/// With the NSM of the configuration, and the OSDs that are opened for the backend of this identity.
 pub(super) async fn in_directory(
     config: Config,
     osds: impl FnOnce(&Config, AlbaId) -> Result<Vec<GivenOsd>> + Send + 'static,
@@ -50,19 +54,58 @@ pub(super) async fn in_directory(
     let (path, limits) = (config.data_dir.clone(), config.nsm_limits());
     let open = move || {
         let data_dir = DataDir::open(&path)?;
-        let table = Rocks::open(&path.join("nsm"))?;
         let space = Space::open(&path, limits)
             .map_err(|e| Fault::io("no statistics of the data directory", e))?;
-        Ok((data_dir, table, space))
+        Ok((data_dir, space))
     };
-    let (data_dir, table, space) = blocking.run(open).await?;
-    let nsm = Nsm::open(vec![Arc::new(table)], outside.clone()).await?;
-    let id = data_dir.id;
+    let (data_dir, space) = blocking.run(open).await?;
+    let (data_dir, id, tables) = if config.nsm.is_empty() {
+        blocking.run(move || local_table(data_dir)).await?
+    } else {
+        shared_tables(data_dir, &config.nsm, &blocking).await?
+    };
+    let nsm = Nsm::open(tables, outside.clone()).await?;
     let known = config.clone();
     let given = blocking.run(move || osds(&known, id)).await?;
     let osds = Osds::new(given, &nsm, &outside).await?;
     let local = Some((data_dir, space));
     start(Opened { config, id, nsm, osds, outside, blocking, local }).await
+}
+
+type Tables = (DataDir, AlbaId, Vec<Arc<dyn Kv>>);
+
+/// The RocksDB in the directory. Blocks.
+fn local_table(mut data_dir: DataDir) -> Result<Tables> {
+    data_dir.check_local()?;
+    let id = data_dir.id.unwrap_or_else(AlbaId::random);
+    data_dir.note(id, None)?;
+    let table = Rocks::open(&data_dir.nsm_path())?;
+    data_dir.note(id, Some(NsmKind::Local))?;
+    Ok((data_dir, id, vec![Arc::new(table)]))
+}
+
+/// Clusters of etcd, and the backend that they belong to.
+async fn shared_tables(
+    mut data_dir: DataDir,
+    places: &[EtcdPlace],
+    blocking: &Blocking,
+) -> Result<Tables> {
+    data_dir.check_etcd()?;
+    let founding = match (data_dir.id, data_dir.nsm) {
+        (Some(id), Some(_)) => Founding::Lost(id),
+        (id, _) => Founding::As(id.unwrap_or_else(AlbaId::random)),
+    };
+    let Joined { id, tables } = identity::join(connect(places).await?, founding).await?;
+    let note = move || data_dir.note(id, Some(NsmKind::Etcd)).map(|()| data_dir);
+    Ok((blocking.run(note).await?, id, tables))
+}
+
+async fn connect(places: &[EtcdPlace]) -> Result<Vec<Arc<dyn Kv>>> {
+    let mut tables: Vec<Arc<dyn Kv>> = Vec::new();
+    for place in places {
+        tables.push(Arc::new(Etcd::connect(place.clone()).await?));
+    }
+    Ok(tables)
 }
 
 struct Opened {
@@ -83,6 +126,7 @@ async fn start(opened: Opened) -> Result<Alba> {
     let (data_dir, nsm_space) = local.unzip();
     let inner = Arc::new(Inner {
         open_fragments: OpenFragments::new(config.open_count),
+        remembered: Remembered::new(config.manifest_count),
         id,
         config,
         nsm,
@@ -100,4 +144,93 @@ async fn start(opened: Opened) -> Result<Alba> {
     collect::start(&inner);
     repair::start(&inner, noticed);
     Ok(Alba { inner })
+}
+
+/// The NSM alone, for changes while nobody serves the backend.
+pub(super) async fn nsm_of(config: &Config) -> Result<(DataDir, Nsm)> {
+    let blocking = Blocking::new(config, Threads::Blocking);
+    let path = config.data_dir.clone();
+    let data_dir = blocking.run(move || DataDir::open(&path)).await?;
+    let (data_dir, _, tables) = if config.nsm.is_empty() {
+        blocking.run(move || local_table(data_dir)).await?
+    } else {
+        shared_tables(data_dir, &config.nsm, &blocking).await?
+    };
+    Ok((data_dir, Nsm::open(tables, Outside::default()).await?))
+}
+
+/// A backend whose NSM is lost, and the empty one that is to take its place.
+pub(super) struct Lost {
+    pub id: AlbaId,
+    pub osds: Vec<GivenOsd>,
+    tables: Vec<Arc<dyn Kv>>,
+    data_dir: DataDir,
+    kind: NsmKind,
+    blocking: Blocking,
+}
+
+/// The OSDs of a backend whose NSM is lost, and empty tables that are marked as being rebuilt. An OSD that does not open is
+/// an error: whoever recovers says which ones are left.
+pub(super) async fn for_recovery(config: Config) -> Result<Lost> {
+    let blocking = Blocking::new(&config, Threads::Blocking);
+    let (path, places) = (config.data_dir.clone(), config.places());
+    let open = move || {
+        let data_dir = DataDir::open(&path)?;
+        let id = match data_dir.id {
+            Some(id) => id,
+            None => owner_of(&places)?,
+        };
+        Ok((data_dir, id))
+    };
+    let (data_dir, id) = blocking.run(open).await?;
+    let (kind, tables) = if config.nsm.is_empty() {
+        let path = data_dir.nsm_path();
+        let table = blocking.run(move || Rocks::open(&path)).await?;
+        (NsmKind::Local, vec![Arc::new(table) as Arc<dyn Kv>])
+    } else {
+        (NsmKind::Etcd, connect(&config.nsm).await?)
+    };
+    for table in &tables {
+        rebuild::prepare(&**table).await?;
+    }
+    let tables = match kind {
+        NsmKind::Local => tables,
+        NsmKind::Etcd => identity::join(tables, Founding::As(id)).await?.tables,
+    };
+    let count = config.places().len();
+    let osds = blocking.run(move || super::osds::directories(&config, id)).await?;
+    if osds.len() < count {
+        return Err(Fault::unavailable(format!(
+            "{} of {count} OSDs can be opened; give only those that are left",
+            osds.len()
+        )));
+    }
+    Ok(Lost { id, osds, tables, data_dir, kind, blocking })
+}
+
+impl Lost {
+    pub async fn nsm(&self) -> Result<Nsm> {
+        let nsm = Nsm::begin_rebuild(self.tables.clone(), Outside::default()).await?;
+        let is_single = self.osds.len() == 1;
+        nsm.ensure_presets(if is_single { preset::SINGLE } else { preset::DEFAULT }).await?;
+        Ok(nsm)
+    }
+
+    /// The directory knows where its NSM is.
+    pub async fn finish(self) -> Result<()> {
+        let Self { id, mut data_dir, kind, blocking, .. } = self;
+        blocking.run(move || data_dir.note(id, Some(kind))).await
+    }
+}
+
+/// The backend that the markers of these OSDs name.
+fn owner_of(places: &[OsdPlace]) -> Result<AlbaId> {
+    for place in places {
+        let marker = std::fs::read_to_string(place.path.join("OSD")).unwrap_or_default();
+        let owner = marker.lines().find_map(|line| AlbaId::parse(line.strip_prefix("alba ")?));
+        if let Some(id) = owner {
+            return Ok(id);
+        }
+    }
+    Err(Fault::invalid("none of the OSDs given says which backend it belongs to"))
 }

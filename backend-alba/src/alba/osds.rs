@@ -52,6 +52,14 @@ pub struct GivenOsd {
     pub labels: Vec<String>,
 }
 
+impl GivenOsd {
+    /// What is noted of it in the NSM, when nothing was before.
+    pub(super) fn record(&self) -> OsdRecord {
+        let (path, role) = (self.osd.place(), OsdRole::Active);
+        OsdRecord { path, node: self.node.clone(), labels: self.labels.clone(), role }
+    }
+}
+
 /// Opens the directories of the configuration. An OSD that cannot be reached is left out when there are others; one that is
 /// not ours never is. Blocks.
 pub(super) fn directories(config: &Config, alba: AlbaId) -> Result<Vec<GivenOsd>> {
@@ -82,10 +90,9 @@ impl Osds {
     /// Notes them in the NSM.
     pub async fn new(given: Vec<GivenOsd>, nsm: &Nsm, outside: &Outside) -> Result<Self> {
         let mut members = Vec::new();
-        for GivenOsd { osd, node, labels } in given {
-            let (path, role) = (osd.place(), OsdRole::Active);
-            let seen = OsdRecord { path, node: node.clone(), labels: labels.clone(), role };
-            let role = nsm.note_osd(osd.id(), seen).await?;
+        for given in given {
+            let role = nsm.note_osd(given.osd.id(), given.record()).await?;
+            let GivenOsd { osd, node, labels } = given;
             members.push(Arc::new(Member::new(osd, node, labels, role)));
         }
         let nodes = nsm.osds().await?.into_iter().map(|(id, record)| (id, record.node)).collect();

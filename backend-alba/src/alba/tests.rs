@@ -16,6 +16,7 @@ use crate::trailer::Part;
 
 mod coded;
 mod faulty;
+mod recovery;
 
 fn noise(len: usize, seed: u64) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

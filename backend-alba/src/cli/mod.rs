@@ -1,12 +1,13 @@
 //! What can be typed, and what runs it.
 
 mod client;
+mod recover;
 mod serve;
 
 use std::path::PathBuf;
 
-use backend_alba::OsdPlace;
 use backend_alba::server::Address;
+use backend_alba::{EtcdPlace, OsdPlace};
 use clap::{Args, Parser, Subcommand};
 
 /// An object backend: namespaces of immutable objects.
@@ -21,6 +22,8 @@ pub struct Options {
 enum Command {
     /// Serve a backend until SIGTERM or SIGINT.
     Serve(ServeOptions),
+    /// Rebuild the metadata of a backend that has lost them from its OSDs; nobody may serve it meanwhile.
+    Recover(recover::RecoverOptions),
     /// What the backend holds and how its OSDs are.
     Status {
         #[command(flatten)]
@@ -39,6 +42,10 @@ struct ServeOptions {
     /// Metadata and lock of the backend; created when missing.
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
+    /// A cluster of etcd that holds the metadata, shared by all that serve the same backend; may be repeated, with the
+    /// namespaces spread over them. Without any, RocksDB in the data directory.
+    #[arg(long = "nsm", value_name = "etcd://HOST:PORT[,HOST:PORT]...[/PREFIX]")]
+    nsm: Vec<EtcdPlace>,
     /// A directory for objects; may be repeated. Without any, `osd` in the data directory. Nodes are failure domains;
     /// directories without one share one.
     #[arg(long = "osd", value_name = "DIR[,node=NAME][,label=NAME]...")]
@@ -139,6 +146,9 @@ pub fn run(options: Options) -> Result<(), String> {
     runtime.block_on(async {
         match options.command {
             Command::Serve(options) => serve::run(options).await.map_err(|fault| fault.to_string()),
+            Command::Recover(options) => {
+                recover::run(options).await.map_err(|fault| fault.to_string())
+            }
             Command::Status { server } => client::status(&server).await,
             Command::Namespace(command) => client::namespace(command).await,
             Command::Object(command) => client::object(command).await,

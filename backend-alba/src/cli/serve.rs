@@ -15,8 +15,8 @@ pub(super) async fn run(options: ServeOptions) -> Result<()> {
     let listen = |kind| signal(kind).map_err(|e| Fault::io("signals cannot be received", e));
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
-    let ServeOptions { data_dir, osds, osd_capacity, listen: address } = options;
-    let config = Config { osds, osd_capacity_bytes: osd_capacity, ..Config::new(data_dir) };
+    let ServeOptions { data_dir, nsm, osds, osd_capacity, listen: address } = options;
+    let config = Config { nsm, osds, osd_capacity_bytes: osd_capacity, ..Config::new(data_dir) };
     let alba = Alba::open(config).await?;
     let server = Server::bind(&address).await?;
     announce(&server)?;

@@ -8,6 +8,10 @@ use crate::preset;
 pub(super) const VERSION: &[u8] = b"v";
 pub(super) const DEFAULT_PRESET: &[u8] = b"d";
 pub(super) const PRESET_USES: &[u8] = b"u";
+pub(super) const OWNER: &[u8] = b"i";
+pub(super) const CLUSTERS: &[u8] = b"k";
+pub(super) const REBUILDING: &[u8] = b"y";
+pub(super) const REBUILT: &[u8] = b"w";
 pub(super) const TRIAL: &[u8] = b"t";
 
 /// The id of a namespace as it stands in keys.

@@ -13,9 +13,13 @@
 //! | `p` name | preset (JSON) |
 //! | `d` | name of the preset of new namespaces |
 //! | `u` | 16 bytes that are others whenever a namespace takes a preset |
+//! | `i` | text, in shared tables: the backend it belongs to, and its number there |
+//! | `k` | text, in the first of shared tables: how many clusters there are |
+//! | `y` | nothing: the NSM is being rebuilt (see [`rebuild`]), until then it is not to be used |
+//! | `w` | nothing: it was rebuilt, and files without a manifest are to stay |
 //! | `t` | nothing: written to learn whether the table takes changes again |
 //!
-//! There may be several tables, called clusters. The first has what concerns the whole backend (`n s p d u`), each has the
+//! There may be several tables, called clusters. The first has what concerns the whole backend (`n s p d u k w`), each has the
 //! `l m f r x` of the namespaces that were given to it when they were created: a namespace's objects are all in one, its
 //! home, so that sequences are atomic.
 //!
@@ -25,13 +29,16 @@
 //! When it is not known whether a commit was made, it is looked up: an object's id and a fragment's id are never used twice,
 //! so a manifest that has them was put by this commit. What cannot be looked up either is `Unavailable`, and may still come.
 
+pub mod etcd;
 pub mod kv;
 pub mod memory;
 pub mod rocks;
 
+pub mod identity;
 mod keys;
 mod namespaces;
 mod objects;
+pub mod rebuild;
 mod records;
 mod removals;
 mod retry;
@@ -120,17 +127,30 @@ struct Space {
 impl Nsm {
     /// Over these tables, in this order always; brings older ones up to date.
     pub async fn open(tables: Vec<Arc<dyn Kv>>, outside: Outside) -> Result<Self> {
+        let nsm = Self::of(tables, outside)?;
+        nsm.check_whole().await?;
+        nsm.begin().await
+    }
+
+    async fn over(tables: Vec<Arc<dyn Kv>>, outside: Outside) -> Result<Self> {
+        Self::of(tables, outside)?.begin().await
+    }
+
+    fn of(tables: Vec<Arc<dyn Kv>>, outside: Outside) -> Result<Self> {
         let cluster = |kv| Cluster { kv, is_failing: AtomicBool::new(false) };
         let clusters: Vec<Cluster> = tables.into_iter().map(cluster).collect();
         let Some(first) = clusters.first() else {
             return Err(Fault::invalid("the NSM needs at least one table"));
         };
         let tally = Tally::new(first.kv.is_shared());
-        let nsm = Self { clusters, spaces: Cache::new(SPACES), tally, outside };
-        for home in 0..nsm.clusters.len() {
-            nsm.upgrade(home).await?;
+        Ok(Self { clusters, spaces: Cache::new(SPACES), tally, outside })
+    }
+
+    async fn begin(self) -> Result<Self> {
+        for home in 0..self.clusters.len() {
+            self.upgrade(home).await?;
         }
-        Ok(nsm)
+        Ok(self)
     }
 
     /// Others may change it too.

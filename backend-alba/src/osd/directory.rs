@@ -17,9 +17,9 @@ use rustix::fs::{FlockOperation, OFlags};
 
 use crate::fault::{Fault, Result};
 use crate::name::{AlbaId, FragmentId, OsdId};
-use crate::trailer;
+use crate::trailer::{self, Trailer};
 
-use super::read::ObjectFile;
+use super::read::{self, ObjectFile};
 use super::room::{Limits, Room, Space};
 use super::write::{self, ObjectWriter};
 use super::{Title, Wanted};
@@ -89,6 +89,11 @@ impl Directory {
     /// Opens a fragment for verified reads. `None` when its file is missing.
     pub fn open_fragment(&self, wanted: Wanted) -> Result<Option<ObjectFile>> {
         self.named(ObjectFile::open(&self.path_of(wanted.file), wanted))
+    }
+
+    /// What a fragment's file says of itself. `None` when it is missing.
+    pub fn describe(&self, id: FragmentId) -> Result<Option<Trailer>> {
+        self.named(read::describe(&self.path_of(id)))
     }
 
     /// Opens a fragment's file for unverified reads by others, for direct I/O where the file system takes it.

@@ -13,6 +13,7 @@ use super::write::ObjectWriter;
 use super::{Directory, Fragment, FragmentWriter, Osd, Room, Title, Wanted};
 use crate::fault::{Fault, Result};
 use crate::name::{FragmentId, OsdId};
+use crate::trailer::Trailer;
 
 #[derive(Debug)]
 pub struct Local {
@@ -82,6 +83,9 @@ impl Osd for Local {
     }
     async fn remove(&self, file: FragmentId) -> Result<()> {
         self.run(move |directory| directory.remove(file)).await
+    }
+    async fn describe(&self, file: FragmentId) -> Result<Option<Trailer>> {
+        self.run(move |directory| directory.describe(file)).await
     }
     async fn list(&self, shard: u8) -> Result<Vec<FragmentId>> {
         self.run(move |directory| directory.files_of_shard(shard)).await

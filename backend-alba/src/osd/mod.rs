@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use crate::fault::Result;
 use crate::name::{FragmentId, OsdId};
-use crate::trailer::Part;
+use crate::trailer::{Part, Trailer};
 
 pub use directory::Directory;
 pub use local::Local;
@@ -60,6 +60,8 @@ pub trait Osd: Debug + Send + Sync {
     async fn open_raw(&self, file: FragmentId) -> Result<Option<File>>;
     /// Succeeds also when there is none.
     async fn remove(&self, file: FragmentId) -> Result<()>;
+    /// What a fragment's file says of itself; `None` when there is none. `Corrupt` when it says nothing that makes sense.
+    async fn describe(&self, file: FragmentId) -> Result<Option<Trailer>>;
     /// All fragments whose id begins with this byte, also those being written.
     async fn list(&self, shard: u8) -> Result<Vec<FragmentId>>;
 }

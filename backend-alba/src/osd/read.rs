@@ -74,6 +74,15 @@ impl ObjectFile {
     }
 }
 
+/// The trailer of a file. `None` when it is missing.
+pub(super) fn describe(path: &Path) -> Result<Option<Trailer>> {
+    match OpenOptions::new().read(true).open(path) {
+        Ok(file) => load_trailer(&file).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Fault::io("cannot open a fragment's file", e)),
+    }
+}
+
 fn load_trailer(file: &File) -> Result<Trailer> {
     let file_len =
         file.metadata().map_err(|e| Fault::io("no length of a fragment's file", e))?.len();

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::osd::{Fragment, FragmentWriter, Local, Osd, Room, Wanted};
+use crate::trailer::Trailer;
 
 /// What an OSD does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +114,10 @@ impl Osd for Faulty {
     async fn remove(&self, file: FragmentId) -> Result<()> {
         self.switch.pass().await?;
         self.osd.remove(file).await
+    }
+    async fn describe(&self, file: FragmentId) -> Result<Option<Trailer>> {
+        self.switch.pass().await?;
+        self.osd.describe(file).await
     }
     async fn list(&self, shard: u8) -> Result<Vec<FragmentId>> {
         self.switch.pass().await?;
