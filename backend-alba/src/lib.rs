@@ -1,7 +1,7 @@
 //! An object backend: namespaces of immutable objects with put-if-absent, verified range reads and conditional sequences.
 //!
 //! Pure: [`manifest`], [`trailer`], [`name`], [`preset`], [`erasure`], [`recovery`], `placement`, `health`, [`maintenance`]. Waiting: [`osd`] (directories),
-//! [`nsm`] (tables), [`alba`] (the API, used by the gRPC server and in-process alike), [`server`].
+//! [`nsm`] (tables), [`alba`] (the API, used by the gRPC server and in-process alike), `net` (sockets, TLS), [`server`].
 
 pub mod alba;
 pub mod erasure;
@@ -10,6 +10,7 @@ mod health;
 pub mod maintenance;
 pub mod manifest;
 pub mod name;
+mod net;
 pub mod nsm;
 pub mod osd;
 pub mod outside;
@@ -26,4 +27,4 @@ pub use alba::{
 pub use fault::{Fault, Kind, Result};
 pub use nsm::etcd::EtcdPlace;
 pub use nsm::{Condition, OsdRole, Page, Put};
-pub use osd::Purpose;
+pub use osd::{Asd, Purpose};

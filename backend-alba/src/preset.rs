@@ -199,18 +199,23 @@ impl Raw {
         let policies: Vec<Policy> =
             self.policies.iter().map(|text| text.parse()).collect::<Result<_>>()?;
         let given = self.fragment_bytes;
-        let legal = MIN_FRAGMENT_BYTES..=MAX_FRAGMENT_BYTES;
-        if !legal.contains(&given) || !given.is_multiple_of(MIN_FRAGMENT_BYTES) {
-            return Err(Fault::invalid(format!(
-                "fragment_bytes is {given}, legal is a multiple of {MIN_FRAGMENT_BYTES} from {} to {}",
-                legal.start(),
-                legal.end()
-            )));
-        }
+        check_fragment_bytes(given)?;
         check_labels(&self.labels)?;
         let verify = if self.verify_upload { VerifyUpload::ReadBack } else { VerifyUpload::Off };
         Ok(Preset { policies, unit: given, verify, labels: self.labels.clone() })
     }
+}
+
+/// Bytes of an object that lie together in one fragment.
+pub fn check_fragment_bytes(given: u32) -> Result<()> {
+    const LEAST: u32 = MIN_FRAGMENT_BYTES;
+    const MOST: u32 = MAX_FRAGMENT_BYTES;
+    if (LEAST..=MOST).contains(&given) && given.is_multiple_of(LEAST) {
+        return Ok(());
+    }
+    Err(Fault::invalid(format!(
+        "fragment_bytes is {given}, legal is a multiple of {LEAST} from {LEAST} to {MOST}"
+    )))
 }
 
 /// Labels of an OSD or a preset: few, short, of letters, digits, `-`, `_` and `.`.

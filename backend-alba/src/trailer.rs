@@ -156,6 +156,15 @@ impl Trailer {
             .ok_or_else(|| broken(format!("object of {} bytes in {file_len}", fixed.len)))
     }
 
+    /// Of bytes that end with one.
+    pub fn from_end(bytes: &[u8]) -> Result<Self> {
+        let short = || broken("too short".into());
+        let fixed = bytes.len().checked_sub(FIXED_BYTES).and_then(|at| bytes.get(at..));
+        let own = Fixed::decode(fixed.ok_or_else(short)?)?.trailer_len();
+        let at = usize::try_from(own).ok().and_then(|own| bytes.len().checked_sub(own));
+        Self::decode(at.and_then(|at| bytes.get(at..)).ok_or_else(short)?)
+    }
+
     /// Exactly the bytes [`Trailer::len_from_end`] announced.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let at = bytes.len().checked_sub(FIXED_BYTES).ok_or_else(|| broken("too short".into()))?;

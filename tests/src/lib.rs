@@ -1,5 +1,6 @@
 //! Tests of the whole: the simulated world, the model, and what the tests of real processes share.
 
+pub mod alba;
 pub mod daemon;
 pub mod model;
 pub mod nbd;

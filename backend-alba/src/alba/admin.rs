@@ -50,9 +50,6 @@ impl Alba {
     /// What the OSD is used for from now on, also after a restart.
     pub async fn set_osd_role(&self, osd: OsdId, role: OsdRole) -> Result<()> {
         self.inner.nsm.set_osd_role(osd, role).await?;
-        if let Ok(member) = self.inner.osds.get(osd) {
-            member.set_role(role);
-        }
-        Ok(())
+        self.inner.refresh_osds().await
     }
 }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::fault::{Fault, Result};
+use crate::net::Tls;
 use crate::nsm::LOCAL_NODE;
 use crate::nsm::etcd::EtcdPlace;
 use crate::osd::Limits;
@@ -33,6 +34,10 @@ pub struct Config {
     pub osd_thread_count: usize,
     /// Fragments kept open for reading. Default 256.
     pub open_count: usize,
+    /// No directory of its own when none is given: OSDs are claimed.
+    pub only_claimed: bool,
+    /// For connections to OSDs over TCP: what we show them and whom we trust. Plain without.
+    pub tls: Option<Tls>,
     /// Most bytes of objects' files on each OSD; default: what its file system has.
     pub osd_capacity_bytes: Option<u64>,
     /// Part of each OSD that puts of data leave free for metadata, percent; default 1. At least 32 MiB (on a small one an
@@ -58,15 +63,18 @@ impl Config {
             blocking_count: 16,
             osd_thread_count: 8,
             open_count: 256,
+            only_claimed: false,
+            tls: None,
             osd_capacity_bytes: None,
-            reserve_percent: 1,
-            reserve_bytes: 1 << 30,
+            reserve_percent: Limits::default().reserve_percent,
+            reserve_bytes: Limits::default().reserve_bytes,
             orphan_grace: Duration::from_secs(600),
         }
     }
 
     pub(super) fn places(&self) -> Vec<OsdPlace> {
         match &self.osds[..] {
+            [] if self.only_claimed => Vec::new(),
             [] => vec![OsdPlace::new(self.data_dir.join("osd"))],
             given => given.to_vec(),
         }

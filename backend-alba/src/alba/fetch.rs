@@ -16,7 +16,7 @@ use super::Inner;
 use crate::erasure::{self, Layout, Piece};
 use crate::fault::{Fault, Kind, Result};
 use crate::manifest::{Fragment, Manifest};
-use crate::osd::Wanted;
+use crate::osd::{Priority, Wanted};
 
 /// Bytes read at once when a whole fragment is verified.
 const VERIFY_STEP: u64 = 4 << 20;
@@ -37,22 +37,23 @@ pub(super) async fn range(
     from: u64,
     len: u64,
 ) -> Fetched {
+    inner.meet_osds(manifest.fragments.iter().map(|fragment| fragment.osd)).await;
     let pieces: Vec<Piece> = manifest.layout().pieces(from, len).collect();
-    let mut fetch = Fetch::new(inner, manifest);
+    let mut fetch = Fetch::new(inner, manifest, Priority::Foreground);
     fetch.want(&pieces);
     let outcome = fetch.run().await;
     let damaged = std::mem::take(&mut fetch.damaged);
     Fetched { outcome: outcome.map(|()| fetch.assemble(&pieces, len)), damaged }
 }
 
-/// A range of `k` fragments that are not among these: what others can be rebuilt from.
+/// A range of `k` fragments that are not among these: what maintenance can rebuild others from.
 pub(super) async fn sources(
     inner: &Arc<Inner>,
     manifest: &Arc<Manifest>,
     (from, to): Span,
     without: &HashSet<usize>,
 ) -> Result<Vec<(usize, Bytes)>> {
-    let mut fetch = Fetch::new(inner, manifest);
+    let mut fetch = Fetch::new(inner, manifest, Priority::Background);
     fetch.refused.clone_from(without);
     fetch.rebuild = Some((from, to));
     fetch.widen();
@@ -78,6 +79,7 @@ struct Fetch<'a> {
     inner: &'a Arc<Inner>,
     manifest: &'a Arc<Manifest>,
     layout: Layout,
+    priority: Priority,
     wanted: BTreeMap<usize, Span>,
     have: HashMap<usize, (u64, Bytes)>,
     running: FuturesUnordered<BoxFuture<'static, Read>>,
@@ -94,11 +96,12 @@ struct Fetch<'a> {
 }
 
 impl<'a> Fetch<'a> {
-    fn new(inner: &'a Arc<Inner>, manifest: &'a Arc<Manifest>) -> Self {
+    fn new(inner: &'a Arc<Inner>, manifest: &'a Arc<Manifest>, priority: Priority) -> Self {
         Self {
             inner,
             manifest,
             layout: manifest.layout(),
+            priority,
             wanted: BTreeMap::new(),
             have: HashMap::new(),
             running: FuturesUnordered::new(),
@@ -171,9 +174,9 @@ impl<'a> Fetch<'a> {
             return;
         };
         self.asked.insert(index, (from, to));
-        let (inner, len) = (self.inner.clone(), self.layout.fragment_len());
+        let (inner, layout, priority) = (self.inner.clone(), self.layout, self.priority);
         self.running.push(Box::pin(async move {
-            let outcome = inner.read_fragment(fragment, len, from, to).await;
+            let outcome = inner.read_fragment(layout, &fragment, (from, to), priority).await;
             Read { index, span: (from, to), outcome }
         }));
     }
@@ -322,33 +325,39 @@ impl Inner {
     /// A verified range of a fragment.
     pub(super) async fn read_fragment(
         &self,
-        fragment: Fragment,
-        len: u64,
-        from: u64,
-        to: u64,
+        layout: Layout,
+        fragment: &Fragment,
+        (from, to): Span,
+        priority: Priority,
     ) -> Result<Bytes> {
+        let len = layout.fragment_len();
         let member = self.osds.get(fragment.osd)?;
         let open = match self.open_fragments.get(fragment.file) {
             Some(open) => open,
             None => {
                 let wanted = Wanted { file: fragment.file, len, crc: fragment.crc };
-                let opened = member.open(wanted).await?;
+                let opened = member.open(wanted, priority).await?;
                 let missing = || Fault::corrupt(format!("bytes 0..{len}: its file is missing"));
                 let open = opened.ok_or_else(missing)?;
                 self.open_fragments.keep(fragment.file, &open);
                 open
             }
         };
-        member.read(open, from, to).await
+        member.read(open, (from, to), priority).await
     }
 
     /// Reads all of a fragment: its bytes are what the manifest says.
-    pub(super) async fn verify(&self, layout: Layout, fragment: &Fragment) -> Result<()> {
+    pub(super) async fn verify(
+        &self,
+        layout: Layout,
+        fragment: &Fragment,
+        priority: Priority,
+    ) -> Result<()> {
         let len = layout.fragment_len();
         let mut from = 0;
         while from < len {
             let to = (from + VERIFY_STEP).min(len);
-            self.read_fragment(*fragment, len, from, to).await?;
+            self.read_fragment(layout, fragment, (from, to), priority).await?;
             from = to;
         }
         Ok(())

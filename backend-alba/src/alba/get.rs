@@ -28,7 +28,6 @@ impl OpenFragments {
         self.0.get(&id)
     }
 
-    #[cfg(test)]
     pub(super) fn clear(&self) {
         self.0.clear();
     }
@@ -105,17 +104,21 @@ impl Alba {
         if !manifest.policy.is_copies() {
             return Ok(None);
         }
-        let mut last = Ok(None);
+        let (mut last, mut is_asked) = (Ok(None), false);
         for fragment in &manifest.fragments {
             last = match self.inner.osds.get(fragment.osd) {
-                Ok(member) => member.open_raw(fragment.file).await,
+                Ok(member) if !member.has_files() => continue,
+                Ok(member) => {
+                    is_asked = true;
+                    member.open_raw(fragment.file).await
+                }
                 Err(fault) => Err(fault),
             };
             if let Ok(Some(_)) = &last {
                 return last;
             }
         }
-        let is_gone = matches!(last, Ok(None)) && manifest.fragments.len() == 1;
+        let is_gone = matches!(last, Ok(None)) && is_asked && manifest.fragments.len() == 1;
         if is_gone && self.head(namespace, name).await?.as_ref() == Some(&manifest) {
             let source = Source { namespace: namespace.into(), name: name.into() };
             let (title, len) = (source.title(), manifest.len);
@@ -149,7 +152,7 @@ impl Inner {
     async fn read_at_once(&self, manifest: &Manifest, offset: u64, len: u64) -> Option<Bytes> {
         let [fragment] = &manifest.fragments[..] else { return None };
         let is_legal = check_range(manifest.len, offset, Some(len)).is_ok();
-        if !is_legal || !manifest.policy.is_copies() || self.osds.all().len() > 1 {
+        if !is_legal || !manifest.policy.is_copies() || self.osds.count() > 1 {
             return None;
         }
         let open = self.open_fragments.get(fragment.file)?;

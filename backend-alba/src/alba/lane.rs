@@ -17,7 +17,7 @@ use crate::erasure::Shares;
 use crate::fault::{Fault, Kind, Result};
 use crate::manifest::{Fragment, Manifest};
 use crate::name::{FragmentId, OsdId};
-use crate::osd::{FragmentWriter, Purpose, Title};
+use crate::osd::{FragmentWriter, Priority, Purpose, Title};
 use crate::trailer::Part;
 
 /// Steps that wait for an OSD at most.
@@ -38,6 +38,7 @@ pub(super) struct Order {
     pub name: Arc<str>,
     pub len: u64,
     pub purpose: Purpose,
+    pub priority: Priority,
     /// Of the object.
     pub created_ms: u64,
 }
@@ -47,7 +48,8 @@ impl Order {
     pub fn again(namespace: &Arc<str>, name: &Arc<str>, manifest: &Manifest) -> Self {
         let (namespace, name) = (namespace.clone(), name.clone());
         let (len, created_ms) = (manifest.len, manifest.created_ms);
-        Self { namespace, name, len, purpose: Purpose::Data, created_ms }
+        let (purpose, priority) = (Purpose::Data, Priority::Background);
+        Self { namespace, name, len, purpose, priority, created_ms }
     }
 }
 
@@ -124,8 +126,8 @@ impl Drop for Claim {
 
 impl Inner {
     pub(super) fn order(&self, namespace: &str, name: &str, len: u64, purpose: Purpose) -> Order {
-        let created_ms = self.outside.now_ms();
-        Order { namespace: namespace.into(), name: name.into(), len, purpose, created_ms }
+        let (namespace, name, priority) = (namespace.into(), name.into(), Priority::Foreground);
+        Order { namespace, name, len, purpose, priority, created_ms: self.outside.now_ms() }
     }
 }
 
@@ -164,7 +166,7 @@ impl Lanes {
             let is_known = lanes.iter().any(|lane| lane.member.id() == *osd)
                 || failed.iter().any(|(failed, _)| failed == osd);
             if let (false, Ok(member)) = (is_known, inner.osds.get(*osd)) {
-                failed.push((*osd, stalled(member)));
+                failed.push((*osd, stalled(&member)));
             }
         }
         Self { lanes, failed }
@@ -387,8 +389,9 @@ impl Lane {
             part,
             created_ms: order.created_ms,
             purpose: order.purpose,
+            priority: order.priority,
         };
-        let member = inner.osds.get(osd)?.clone();
+        let member = inner.osds.get(osd)?;
         let writer = member.create(title).await?;
         let (steps, queue) = mpsc::channel(QUEUE);
         let progress = Progress::Writing(tokio::spawn(write(member.clone(), writer, queue)));

@@ -16,6 +16,7 @@ mod fetch;
 mod get;
 mod lane;
 mod late;
+mod members;
 mod open;
 mod osds;
 mod put;
@@ -41,6 +42,7 @@ use crate::preset::Preset;
 use blocking::Blocking;
 use data_dir::DataDir;
 use get::OpenFragments;
+use members::Watch;
 use osds::Osds;
 use remember::Remembered;
 use repair::Notice;
@@ -49,6 +51,7 @@ pub use admin::Presets;
 pub use blocking::Threads;
 pub use config::{Config, OsdPlace};
 pub use get::Reader;
+pub use members::{Candidate, Purged};
 pub use open::Parts;
 pub use osds::GivenOsd;
 pub use put::Upload;
@@ -76,6 +79,7 @@ struct Inner {
     nsm_space: Option<Arc<Space>>,
     outside: Outside,
     osds: Osds,
+    watch: Watch,
     open_fragments: OpenFragments,
     remembered: Remembered,
     /// Fragments whose bytes are written but which no manifest names yet: no orphans.
@@ -104,7 +108,8 @@ pub enum Update {
 impl Alba {
     /// Opens or creates a backend and starts its background work on the runtime this is awaited on.
     pub async fn open(config: Config) -> Result<Self> {
-        open::in_directory(config, osds::directories).await
+        let places = config.places();
+        open::in_directory(config, places, osds::directories).await
     }
 
     /// A backend of parts that are there already, with its background work on the runtime this is awaited on.
@@ -257,8 +262,11 @@ impl Inner {
     }
 
     async fn remove_file(&self, id: FragmentId, osd: OsdId) -> bool {
+        self.meet_osds([osd]).await;
         let outcome = match self.osds.get(osd) {
             Ok(member) => member.remove(id).await,
+            // It was purged, and whatever lies there is no longer ours.
+            Err(_) if !self.osds.is_known(osd) => Ok(()),
             Err(fault) => Err(fault),
         };
         self.open_fragments.forget(id);

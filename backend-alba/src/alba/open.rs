@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 use super::blocking::{Blocking, Threads};
 use super::data_dir::{DataDir, NsmKind};
 use super::get::OpenFragments;
+use super::members::{self, Watch};
 use super::osds::{GivenOsd, Osds};
 use super::remember::Remembered;
 use super::{Alba, Config, Inner, OsdPlace, collect, repair};
@@ -41,12 +42,15 @@ pub(super) async fn of_parts(parts: Parts) -> Result<Alba> {
     let blocking = Blocking::new(&config, threads);
     let nsm = Nsm::open(tables, outside.clone()).await?;
     let osds = Osds::new(osds, &nsm, &outside).await?;
-    start(Opened { config, id, nsm, osds, outside, blocking, local: None }).await
+    let watch = Watch::default();
+    start(Opened { config, id, nsm, osds, watch, outside, blocking, local: None }).await
 }
 
-/// With the NSM of the configuration, and the OSDs that are opened for the backend of this identity.
+/// With the NSM of the configuration, and the OSDs that are opened for the backend of this identity. Those of `places` are
+/// tried again when they were not.
 pub(super) async fn in_directory(
     config: Config,
+    places: Vec<OsdPlace>,
     osds: impl FnOnce(&Config, AlbaId) -> Result<Vec<GivenOsd>> + Send + 'static,
 ) -> Result<Alba> {
     let blocking = Blocking::new(&config, Threads::Blocking);
@@ -69,7 +73,8 @@ pub(super) async fn in_directory(
     let given = blocking.run(move || osds(&known, id)).await?;
     let osds = Osds::new(given, &nsm, &outside).await?;
     let local = Some((data_dir, space));
-    start(Opened { config, id, nsm, osds, outside, blocking, local }).await
+    let watch = Watch::of(places);
+    start(Opened { config, id, nsm, osds, watch, outside, blocking, local }).await
 }
 
 type Tables = (DataDir, AlbaId, Vec<Arc<dyn Kv>>);
@@ -113,14 +118,15 @@ struct Opened {
     id: AlbaId,
     nsm: Nsm,
     osds: Osds,
+    watch: Watch,
     outside: Outside,
     blocking: Blocking,
     local: Option<(DataDir, Arc<Space>)>,
 }
 
 async fn start(opened: Opened) -> Result<Alba> {
-    let Opened { config, id, nsm, osds, outside, blocking, local } = opened;
-    let is_single = osds.all().len() == 1;
+    let Opened { config, id, nsm, osds, watch, outside, blocking, local } = opened;
+    let is_single = osds.count() == 1;
     nsm.ensure_presets(if is_single { preset::SINGLE } else { preset::DEFAULT }).await?;
     let (notices, noticed) = mpsc::channel(repair::NOTICES);
     let (data_dir, nsm_space) = local.unzip();
@@ -133,6 +139,7 @@ async fn start(opened: Opened) -> Result<Alba> {
         nsm_space,
         outside,
         osds,
+        watch,
         unfinished: Mutex::default(),
         blocking,
         wakes: Arc::default(),
@@ -141,7 +148,9 @@ async fn start(opened: Opened) -> Result<Alba> {
         _data_dir: data_dir,
         alive: watch::channel(()).0,
     });
+    inner.refresh_osds().await?;
     collect::start(&inner);
+    members::start(&inner);
     repair::start(&inner, noticed);
     Ok(Alba { inner })
 }

@@ -1,7 +1,7 @@
 //! The OSDs given to this process: their place, their role, their health, and which of them may take a fragment.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -12,7 +12,10 @@ use crate::fault::{Fault, Kind, Result};
 use crate::health::Health;
 use crate::name::{AlbaId, FragmentId, OsdId};
 use crate::nsm::{Nsm, OsdRecord, OsdRole};
-use crate::osd::{Directory, Fragment, FragmentWriter, Local, Osd, Purpose, Room, Title, Wanted};
+use crate::osd::{
+    Directory, Fragment, FragmentWriter, Local, Osd, Priority, Purpose, Room, Title, Unreachable,
+    Wanted,
+};
 use crate::outside::Outside;
 use crate::placement::{self, Candidate, Choice};
 use crate::preset::{Policy, Preset};
@@ -24,20 +27,26 @@ const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
 /// Reads longer than this say nothing about how quickly an OSD answers.
 const SHORT_READ_BYTES: u64 = 1 << 20;
 
-/// All OSDs given to this process.
+/// All OSDs given to this process. They come and go: whoever looks sees those of the moment.
 pub(super) struct Osds {
-    members: Vec<Arc<Member>>,
-    /// Of all OSDs ever given.
-    nodes: HashMap<OsdId, String>,
+    present: RwLock<Arc<Present>>,
     outside: Outside,
+}
+
+pub(super) struct Present {
+    pub members: Vec<Arc<Member>>,
+    /// Of all OSDs of the backend.
+    pub nodes: HashMap<OsdId, String>,
 }
 
 /// An OSD and what is known of it.
 #[derive(Debug)]
 pub(super) struct Member {
-    osd: Box<dyn Osd>,
+    osd: Arc<dyn Osd>,
     pub node: String,
     pub labels: Vec<String>,
+    /// It is known, but could not be opened.
+    is_open: bool,
     role: Mutex<OsdRole>,
     health: Mutex<Health>,
     since: Instant,
@@ -96,17 +105,58 @@ impl Osds {
             members.push(Arc::new(Member::new(osd, node, labels, role)));
         }
         let nodes = nsm.osds().await?.into_iter().map(|(id, record)| (id, record.node)).collect();
-        Ok(Self { members, nodes, outside: outside.clone() })
+        let present = RwLock::new(Arc::new(Present { members, nodes }));
+        Ok(Self { present, outside: outside.clone() })
     }
 
-    pub fn all(&self) -> &[Arc<Member>] {
-        &self.members
+    pub fn all(&self) -> Vec<Arc<Member>> {
+        self.present().members.clone()
+    }
+    pub fn count(&self) -> usize {
+        self.present().members.len()
+    }
+
+    pub fn replace(&self, present: Present) {
+        *self.present.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Arc::new(present);
+    }
+
+    /// In place of what was known of it before.
+    pub fn add(&self, member: Arc<Member>) {
+        let before = self.present();
+        let mut members = before.members.clone();
+        members.retain(|known| known.id() != member.id());
+        let mut nodes = before.nodes.clone();
+        nodes.insert(member.id(), member.node.clone());
+        members.push(member);
+        self.replace(Present { members, nodes });
+    }
+
+    /// Somebody has the directory open.
+    pub fn is_open(&self, place: &str) -> bool {
+        let here = |member: &Arc<Member>| member.is_open && member.place() == place;
+        self.present().members.iter().any(here)
+    }
+
+    /// It is the backend's, whether this process can reach it or not.
+    pub fn is_known(&self, id: OsdId) -> bool {
+        self.present().nodes.contains_key(&id)
+    }
+
+    // What is locked is replaced whole.
+    pub fn present(&self) -> Arc<Present> {
+        self.present.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
     /// `Unavailable` when it was not given to this process.
-    pub fn get(&self, id: OsdId) -> Result<&Arc<Member>> {
-        let absent = || Fault::unavailable(format!("OSD {id} is absent; start with its directory"));
-        self.members.iter().find(|member| member.id() == id).ok_or_else(absent)
+    pub fn get(&self, id: OsdId) -> Result<Arc<Member>> {
+        let absent = || {
+            Fault::unavailable(format!(
+                "OSD {id} is absent: its directory was not given, or it was purged"
+            ))
+        };
+        let present = self.present();
+        let found = present.members.iter().find(|member| member.id() == id).cloned();
+        found.ok_or_else(absent)
     }
 
     /// The policy and the OSDs for an object of this length. When those that are well do not suffice, those that failed a
@@ -119,7 +169,8 @@ impl Osds {
         without: &HashSet<OsdId>,
     ) -> Result<Choice> {
         let policies: Vec<Policy> = preset.policies.iter().map(|p| p.for_len(len)).collect();
-        let usable = self.members.iter().filter(|m| m.may_take(preset));
+        let present = self.present();
+        let usable = present.members.iter().filter(|m| m.may_take(preset));
         let usable: Vec<&Arc<Member>> = usable.filter(|m| !without.contains(&m.id())).collect();
         let well: Vec<&Arc<Member>> = usable.iter().copied().filter(|m| m.is_well()).collect();
         if !well.is_empty() && well.len() < usable.len() {
@@ -162,7 +213,7 @@ impl Osds {
     }
 
     fn why_none(&self, policies: &[Policy], usable: usize) -> String {
-        let given = self.members.len();
+        let given = self.count();
         let list: Vec<String> = policies.iter().map(ToString::to_string).collect();
         let list = list.join(", ");
         format!(
@@ -178,9 +229,11 @@ impl Osds {
         held: &[OsdId],
         (count, fragment_len): (usize, u64),
     ) -> Vec<OsdId> {
-        let taken: Vec<String> = held.iter().filter_map(|id| self.nodes.get(id).cloned()).collect();
+        let present = self.present();
+        let node = |id: &OsdId| present.nodes.get(id).cloned();
+        let taken: Vec<String> = held.iter().filter_map(node).collect();
         let mut candidates = Vec::new();
-        for member in &self.members {
+        for member in &present.members {
             if held.contains(&member.id()) || !member.may_take(preset) || !member.is_well() {
                 continue;
             }
@@ -196,7 +249,7 @@ impl Osds {
     /// After this time a read is unusually slow.
     pub fn patience(&self) -> Duration {
         let mut latencies: Vec<Duration> =
-            self.members.iter().map(|m| m.health().latency()).collect();
+            self.present().members.iter().map(|m| m.health().latency()).collect();
         latencies.sort_unstable();
         let usual = latencies.get(latencies.len() / 2).copied().unwrap_or_default();
         (usual * 5).clamp(Duration::from_millis(20), Duration::from_secs(1))
@@ -206,7 +259,35 @@ impl Osds {
 impl Member {
     pub fn new(osd: Box<dyn Osd>, node: String, labels: Vec<String>, role: OsdRole) -> Self {
         let (role, health) = (Mutex::new(role), Mutex::default());
-        Self { osd, node, labels, role, health, since: Instant::now() }
+        let (osd, is_open) = (osd.into(), true);
+        Self { osd, node, labels, is_open, role, health, since: Instant::now() }
+    }
+
+    /// One that is known and cannot be opened.
+    pub fn unreachable(id: OsdId, record: &OsdRecord) -> Self {
+        let OsdRecord { path: place, node, labels, role } = record.clone();
+        let why = format!("OSD {place} cannot be opened");
+        let osd = Box::new(Unreachable { id, place, why });
+        Self { is_open: false, ..Self::new(osd, node, labels, role) }
+    }
+
+    /// The same OSD, about which something else is known now.
+    pub fn changed(&self, record: &OsdRecord) -> Self {
+        let (node, labels) = (record.node.clone(), record.labels.clone());
+        let (role, health) = (Mutex::new(record.role), Mutex::new(self.health()));
+        let (osd, is_open, since) = (self.osd.clone(), self.is_open, self.since);
+        Self { osd, node, labels, is_open, role, health, since }
+    }
+
+    /// The record says of it what is known here, but perhaps for its role.
+    pub fn is_as(&self, record: &OsdRecord) -> bool {
+        (self.place().as_str(), &self.node, &self.labels)
+            == (record.path.as_str(), &record.node, &record.labels)
+    }
+
+    /// Makes it nobody's.
+    pub async fn release(&self, alba: AlbaId) -> Result<()> {
+        self.osd.release(alba).await
     }
 
     pub fn id(&self) -> OsdId {
@@ -223,6 +304,10 @@ impl Member {
     }
     pub fn health(&self) -> Health {
         locked(&self.health).clone()
+    }
+    /// Its fragments are files of this machine.
+    pub fn has_files(&self) -> bool {
+        self.osd.has_files()
     }
     /// Its fragments are good where they are.
     pub fn may_keep(&self) -> bool {
@@ -263,18 +348,22 @@ impl Member {
         created.inspect_err(|fault| self.note_failure(fault))
     }
 
-    pub async fn open(&self, wanted: Wanted) -> Result<Option<Arc<dyn Fragment>>> {
-        self.note(self.osd.open(wanted).await)
+    pub async fn open(
+        &self,
+        wanted: Wanted,
+        priority: Priority,
+    ) -> Result<Option<Arc<dyn Fragment>>> {
+        self.note(self.osd.open(wanted, priority).await)
     }
 
     pub async fn read(
         &self,
         fragment: Arc<dyn Fragment>,
-        from: u64,
-        to: u64,
+        (from, to): (u64, u64),
+        priority: Priority,
     ) -> Result<bytes::Bytes> {
         let begun = Instant::now();
-        let outcome = self.note(fragment.read(from, to).await);
+        let outcome = self.note(fragment.read(from, to, priority).await);
         if outcome.is_ok() && to - from <= SHORT_READ_BYTES {
             locked(&self.health).took(begun.elapsed());
         }

@@ -23,7 +23,7 @@ use crate::fault::{Fault, Kind, Result};
 use crate::manifest::Manifest;
 use crate::name::{ObjectId, OsdId};
 use crate::nsm::Put;
-use crate::osd::Purpose;
+use crate::osd::{Priority, Purpose};
 use crate::preset::{Preset, VerifyUpload};
 use crate::trailer::Part;
 
@@ -234,7 +234,7 @@ impl Sending {
             lanes.discard().await;
             without.extend(lanes.failed());
             let fault = lanes.first_fault();
-            if without.len() >= inner.osds.all().len() || fault.kind == Kind::NoSpace {
+            if without.len() >= inner.osds.count() || fault.kind == Kind::NoSpace {
                 full = Some(fault);
             }
         }
@@ -300,7 +300,7 @@ impl Sending {
         }
         if self.preset.verify == VerifyUpload::ReadBack {
             for fragment in &stored {
-                self.inner.verify(self.layout, fragment).await?;
+                self.inner.verify(self.layout, fragment, Priority::Foreground).await?;
             }
         }
         Ok(crc)

@@ -68,7 +68,8 @@ impl Alba {
 impl Inner {
     async fn status(self: &Arc<Self>) -> Result<Status> {
         let (totals, known) = (self.nsm.totals().await?, self.nsm.osds().await?);
-        let mut osds = join_all(self.osds.all().iter().map(|member| of_osd(member))).await;
+        let members = self.osds.all();
+        let mut osds = join_all(members.iter().map(|member| of_osd(member))).await;
         for (id, record) in known {
             if self.osds.get(id).is_err() {
                 osds.push(absent(id, record));

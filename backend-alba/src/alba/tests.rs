@@ -10,12 +10,13 @@ use crate::erasure::Layout;
 use crate::fault::Kind;
 use crate::name::ObjectId;
 use crate::nsm::Put;
-use crate::osd::{Directory, Limits, Title};
+use crate::osd::{Directory, Limits, Priority, Title};
 use crate::preset::Policy;
 use crate::trailer::Part;
 
 mod coded;
 mod faulty;
+mod members;
 mod recovery;
 
 fn noise(len: usize, seed: u64) -> Bytes {
@@ -336,7 +337,8 @@ async fn writes_that_run_out_of_space_leave_nothing() {
         let layout = Layout { len, policy: Policy::SINGLE, unit: 1 << 20 };
         let part = Part { object: ObjectId::random(), layout, object_crc: 0, index: 0 };
         let (file, purpose) = (FragmentId::random(), Purpose::Data);
-        Title { file, namespace: "ns".into(), name: "x".into(), part, created_ms: 0, purpose }
+        let (namespace, name, priority) = ("ns".into(), "x".into(), Priority::Foreground);
+        Title { file, namespace, name, part, created_ms: 0, purpose, priority }
     };
     let mut writer = osd.create(&title(half)).unwrap();
     disk.fill();

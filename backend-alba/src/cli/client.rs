@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::path::Path;
 
-use backend_alba::server::{CHUNK_BYTES, MAX_MESSAGE_BYTES, endpoint};
+use backend_alba::server::{CHUNK_BYTES, MAX_MESSAGE_BYTES, endpoint, explain};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::Sender;
@@ -18,15 +18,24 @@ use super::{NamespaceCommand, ObjectCommand, ServerOptions};
 
 type Client = AlbaClient<Channel>;
 
+pub(super) fn channel(server: &ServerOptions) -> Result<Channel, String> {
+    let told = |fault: backend_alba::Fault| fault.to_string();
+    let tls = server.tls.load().map_err(told)?;
+    endpoint(&server.connect, tls.as_ref()).map_err(told)
+}
+
 fn client(server: &ServerOptions) -> Result<Client, String> {
-    let channel = endpoint(&server.connect).map_err(|fault| fault.to_string())?;
+    let channel = channel(server)?;
     Ok(AlbaClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
-fn told(status: Status) -> String {
+pub(super) fn told(status: Status) -> String {
     match std::error::Error::source(&status) {
         // A server's own statuses have no source; with one, the connection failed.
-        Some(cause) => format!("the server cannot be reached: {}: {cause}", status.message()),
+        Some(_) => format!("the server cannot be reached: {}", explain(&status)),
+        None if status.code() == tonic::Code::Unimplemented => {
+            "the server does not know this request: is it an `alba serve` of this release?".into()
+        }
         None => status.message().to_string(),
     }
 }
@@ -35,17 +44,17 @@ fn file_fault(path: &Path) -> impl Fn(io::Error) -> String {
     move |error| format!("{}: {error}", path.display())
 }
 
-fn print(text: &str) -> Result<(), String> {
+pub(super) fn print(text: &str) -> Result<(), String> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| format!("stdout: {e}"))
 }
 
-fn print_json(value: &Value) -> Result<(), String> {
+pub(super) fn print_json(value: &Value) -> Result<(), String> {
     print(&format!("{value:#}\n"))
 }
 
 /// Lines of cells, each column as wide as its widest cell.
-fn table(rows: &[Vec<String>]) -> String {
+pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width =
         |n: usize| rows.iter().filter_map(|row| row.get(n)).map(|cell| cell.chars().count()).max();

@@ -1,8 +1,11 @@
 //! What can be typed, and what runs it.
 
+mod asd;
 mod client;
+mod osd;
 mod recover;
 mod serve;
+mod tls;
 
 use std::path::PathBuf;
 
@@ -24,11 +27,16 @@ enum Command {
     Serve(ServeOptions),
     /// Rebuild the metadata of a backend that has lost them from its OSDs; nobody may serve it meanwhile.
     Recover(recover::RecoverOptions),
+    /// Serve one disk to a backend until SIGTERM or SIGINT.
+    Asd(asd::AsdOptions),
     /// What the backend holds and how its OSDs are.
     Status {
         #[command(flatten)]
         server: ServerOptions,
     },
+    /// OSDs.
+    #[command(subcommand)]
+    Osd(osd::OsdCommand),
     /// Namespaces.
     #[command(subcommand)]
     Namespace(NamespaceCommand),
@@ -50,12 +58,17 @@ struct ServeOptions {
     /// directories without one share one.
     #[arg(long = "osd", value_name = "DIR[,node=NAME][,label=NAME]...")]
     osds: Vec<OsdPlace>,
+    /// No directory of its own: all OSDs are claimed (`alba osd claim`).
+    #[arg(long, conflicts_with = "osds")]
+    no_osd: bool,
     /// Most bytes of objects on each OSD; default: all of its file system but a small reserve.
     #[arg(long, value_name = "BYTES")]
     osd_capacity: Option<u64>,
     /// HOST:PORT or unix:PATH.
     #[arg(long, value_name = "ADDRESS")]
     listen: Address,
+    #[command(flatten)]
+    tls: tls::TlsOptions,
 }
 
 #[derive(Args)]
@@ -66,6 +79,8 @@ struct ServerOptions {
     /// One JSON document instead of a table.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    tls: tls::TlsOptions,
 }
 
 #[derive(Subcommand)]
@@ -149,7 +164,9 @@ pub fn run(options: Options) -> Result<(), String> {
             Command::Recover(options) => {
                 recover::run(options).await.map_err(|fault| fault.to_string())
             }
+            Command::Asd(options) => asd::run(options).await.map_err(|fault| fault.to_string()),
             Command::Status { server } => client::status(&server).await,
+            Command::Osd(command) => osd::run(command).await,
             Command::Namespace(command) => client::namespace(command).await,
             Command::Object(command) => client::object(command).await,
         }

@@ -35,6 +35,9 @@ pub(super) fn object(space: SpaceId, name: &str) -> Key {
 pub(super) fn fragment(osd: OsdId, file: FragmentId) -> Key {
     [b"f", &osd.0[..], &file.0[..]].concat()
 }
+pub(super) fn fragments_of(osd: OsdId) -> Key {
+    key(b'f', &osd.0)
+}
 pub(super) fn removal(file: FragmentId) -> Key {
     key(b'r', &file.0)
 }

@@ -202,6 +202,25 @@ impl Nsm {
         changed.await.map(drop)
     }
 
+    /// Some manifest names a fragment that is there.
+    pub async fn uses_osd(&self, id: OsdId) -> Result<bool> {
+        let prefix = keys::fragments_of(id);
+        for home in 0..self.clusters.len() {
+            let (found, _) = self.step(home, &prefix, prefix.clone(), 1).await?;
+            if !found.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// There is no such OSD any more.
+    pub async fn forget_osd(&self, id: OsdId) -> Result<()> {
+        let mut commit = Commit::default();
+        commit.delete(keys::osd(id));
+        self.commit(0, commit).await.map(drop)
+    }
+
     async fn change_osd(
         &self,
         id: OsdId,

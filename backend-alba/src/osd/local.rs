@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 
-use super::read::ObjectFile;
+use super::gate::{Gate, Priority};
+use super::read::{ObjectFile, read_exact};
 use super::write::ObjectWriter;
 use super::{Directory, Fragment, FragmentWriter, Osd, Room, Title, Wanted};
 use crate::fault::{Fault, Result};
-use crate::name::{FragmentId, OsdId};
+use crate::name::{AlbaId, FragmentId, OsdId};
 use crate::trailer::Trailer;
 
 #[derive(Debug)]
@@ -21,20 +21,44 @@ pub struct Local {
     threads: Threads,
 }
 
-/// How many blocking threads one OSD may have.
+/// A change of whose it is.
+#[derive(Clone, Copy, Debug)]
+pub enum Ownership {
+    Claim(AlbaId),
+    Release(AlbaId),
+}
+
+/// A fragment's file, for whoever checks what it says.
 #[derive(Clone, Debug)]
-struct Threads(Arc<Semaphore>);
+pub struct Bare {
+    file: Arc<File>,
+    threads: Threads,
+    priority: Priority,
+}
+
+impl Bare {
+    /// Exactly this range of the file.
+    pub async fn read(&self, offset: u64, len: u64) -> Result<Bytes> {
+        let file = self.file.clone();
+        let read = move || read_exact(&file, offset, len).map(Bytes::from);
+        self.threads.run(self.priority, read).await
+    }
+}
+
+/// How many blocking threads one OSD may have, and who gets them.
+#[derive(Clone, Debug)]
+struct Threads(Gate);
 
 impl Threads {
     /// The work runs to its end even when the caller no longer waits.
     async fn run<T: Send + 'static>(
         &self,
+        priority: Priority,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let closed = |_| Fault::bug("the threads of an OSD were closed");
-        let permit = self.0.clone().acquire_owned().await.map_err(closed)?;
+        let place = self.0.enter(priority).await?;
         let task = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+            let _place = place;
             work()
         });
         let ended =
@@ -45,16 +69,53 @@ impl Threads {
 
 impl Local {
     pub fn new(directory: Directory, threads: usize) -> Self {
-        let threads = Threads(Arc::new(Semaphore::new(threads.clamp(1, Semaphore::MAX_PERMITS))));
-        Self { directory: Arc::new(directory), threads }
+        Self { directory: Arc::new(directory), threads: Threads(Gate::new(threads)) }
+    }
+
+    #[must_use]
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// The checksums of a fragment's blocks. `None` when there is none.
+    pub async fn blocks(&self, wanted: Wanted, priority: Priority) -> Result<Option<Vec<u32>>> {
+        let open = move |directory: &Directory| {
+            let opened = directory.open_fragment(wanted)?;
+            Ok(opened.map(|file| file.block_crcs().to_vec()))
+        };
+        self.run(priority, open).await
+    }
+
+    /// Opens a fragment for reading it as it lies there. `None` when there is none.
+    pub async fn open_unverified(
+        &self,
+        file: FragmentId,
+        priority: Priority,
+    ) -> Result<Option<Bare>> {
+        let opened = self.run(priority, move |directory| directory.open_plain(file)).await?;
+        Ok(opened.map(|file| Bare {
+            file: Arc::new(file),
+            threads: self.threads.clone(),
+            priority,
+        }))
+    }
+
+    /// Makes it this backend's, or nobody's.
+    pub async fn set_owner(&self, change: Ownership) -> Result<()> {
+        self.run(Priority::Foreground, move |directory| match change {
+            Ownership::Claim(alba) => directory.claim(alba),
+            Ownership::Release(alba) => directory.release(alba),
+        })
+        .await
     }
 
     async fn run<T: Send + 'static>(
         &self,
+        priority: Priority,
         work: impl FnOnce(&Directory) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let directory = self.directory.clone();
-        self.threads.run(move || work(&directory)).await
+        self.threads.run(priority, move || work(&directory)).await
     }
 }
 
@@ -67,28 +128,35 @@ impl Osd for Local {
         self.directory.path().display().to_string()
     }
     async fn room(&self) -> Result<Room> {
-        self.run(Directory::room).await
+        self.run(Priority::Foreground, Directory::room).await
     }
     async fn create(&self, title: Title) -> Result<Box<dyn FragmentWriter>> {
-        let writer = self.run(move |directory| directory.create(&title)).await?;
-        Ok(Box::new(LocalWriter { writer: Some(writer), threads: self.threads.clone() }))
+        let (priority, threads) = (title.priority, self.threads.clone());
+        let writer = self.run(priority, move |directory| directory.create(&title)).await?;
+        Ok(Box::new(LocalWriter { writer: Some(writer), threads, priority }))
     }
-    async fn open(&self, wanted: Wanted) -> Result<Option<Arc<dyn Fragment>>> {
+    async fn open(&self, wanted: Wanted, priority: Priority) -> Result<Option<Arc<dyn Fragment>>> {
         let threads = self.threads.clone();
-        let opened = self.run(move |directory| directory.open_fragment(wanted)).await?;
+        let opened = self.run(priority, move |directory| directory.open_fragment(wanted)).await?;
         Ok(opened.map(|file| Arc::new(LocalFragment { file, threads }) as Arc<dyn Fragment>))
     }
+    fn has_files(&self) -> bool {
+        true
+    }
     async fn open_raw(&self, file: FragmentId) -> Result<Option<File>> {
-        self.run(move |directory| directory.open_raw(file)).await
+        self.run(Priority::Foreground, move |directory| directory.open_raw(file)).await
     }
     async fn remove(&self, file: FragmentId) -> Result<()> {
-        self.run(move |directory| directory.remove(file)).await
+        self.run(Priority::Foreground, move |directory| directory.remove(file)).await
     }
     async fn describe(&self, file: FragmentId) -> Result<Option<Trailer>> {
-        self.run(move |directory| directory.describe(file)).await
+        self.run(Priority::Background, move |directory| directory.describe(file)).await
     }
     async fn list(&self, shard: u8) -> Result<Vec<FragmentId>> {
-        self.run(move |directory| directory.files_of_shard(shard)).await
+        self.run(Priority::Background, move |directory| directory.files_of_shard(shard)).await
+    }
+    async fn release(&self, alba: AlbaId) -> Result<()> {
+        self.set_owner(Ownership::Release(alba)).await
     }
 }
 
@@ -96,6 +164,7 @@ struct LocalWriter {
     /// `None` while a thread has it; then that thread drops it when nobody takes it back.
     writer: Option<ObjectWriter>,
     threads: Threads,
+    priority: Priority,
 }
 
 impl LocalWriter {
@@ -107,7 +176,7 @@ impl LocalWriter {
         let mut writer = self.writer.take().ok_or_else(lost)?;
         let (writer, outcome) = self
             .threads
-            .run(move || {
+            .run(self.priority, move || {
                 let outcome = work(&mut writer);
                 Ok((writer, outcome))
             })
@@ -137,7 +206,7 @@ impl FragmentWriter for LocalWriter {
             Ok(())
         };
         // Dropping does not fail; only a runtime that ends does.
-        let _ = self.threads.run(dropped).await;
+        let _ = self.threads.run(self.priority, dropped).await;
     }
 }
 
@@ -148,9 +217,9 @@ struct LocalFragment {
 
 #[async_trait]
 impl Fragment for LocalFragment {
-    async fn read(self: Arc<Self>, from: u64, to: u64) -> Result<Bytes> {
+    async fn read(self: Arc<Self>, from: u64, to: u64, priority: Priority) -> Result<Bytes> {
         let threads = self.threads.clone();
-        threads.run(move || self.file.read(from, to - from)).await
+        threads.run(priority, move || self.file.read(from, to - from)).await
     }
     fn read_here(&self, from: u64, to: u64) -> Option<Result<Bytes>> {
         Some(self.file.read(from, to - from))

@@ -1,12 +1,18 @@
-//! OSDs: where fragments are kept. One trait for every kind; the kind there is so far is a local directory.
+//! OSDs: where fragments are kept. One trait for every kind: a local directory, a disk behind gRPC (`alba asd`).
 //!
 //! A fragment is written once, read by verified ranges, and removed; its id is never used twice. What an OSD answers is
 //! checked by whoever asked: an OSD may lie.
 
+mod asd;
 mod directory;
+mod gate;
 mod local;
+mod marker;
+mod place;
 mod read;
+mod remote;
 mod room;
+mod unreachable;
 mod write;
 
 use std::fmt::Debug;
@@ -17,12 +23,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::fault::Result;
-use crate::name::{FragmentId, OsdId};
+use crate::name::{AlbaId, FragmentId, OsdId};
 use crate::trailer::{Part, Trailer};
 
+pub use asd::Asd;
 pub use directory::Directory;
-pub use local::Local;
+pub use gate::Priority;
+pub use local::{Bare, Local, Ownership};
+pub use place::{asd_address, connect};
+pub use remote::{Described, Remote, describe};
 pub use room::{Limits, Purpose, Room, Space};
+pub use unreachable::Unreachable;
 
 /// What a new fragment is to be.
 #[derive(Clone, Debug)]
@@ -35,6 +46,7 @@ pub struct Title {
     /// Of the object, milliseconds since 1970.
     pub created_ms: u64,
     pub purpose: Purpose,
+    pub priority: Priority,
 }
 
 /// What the manifest says a fragment is: anything else under its id is damage.
@@ -55,7 +67,11 @@ pub trait Osd: Debug + Send + Sync {
     /// Begins a fragment. `NoSpace` when it does not fit.
     async fn create(&self, title: Title) -> Result<Box<dyn FragmentWriter>>;
     /// `None` when there is no such fragment.
-    async fn open(&self, wanted: Wanted) -> Result<Option<Arc<dyn Fragment>>>;
+    async fn open(&self, wanted: Wanted, priority: Priority) -> Result<Option<Arc<dyn Fragment>>>;
+    /// Its fragments are files of this machine.
+    fn has_files(&self) -> bool {
+        false
+    }
     /// The fragment's file, if it has one in this machine, for unverified reads from offset 0 on; `None` when it is not there.
     async fn open_raw(&self, file: FragmentId) -> Result<Option<File>>;
     /// Succeeds also when there is none.
@@ -64,6 +80,10 @@ pub trait Osd: Debug + Send + Sync {
     async fn describe(&self, file: FragmentId) -> Result<Option<Trailer>>;
     /// All fragments whose id begins with this byte, also those being written.
     async fn list(&self, shard: u8) -> Result<Vec<FragmentId>>;
+    /// Makes it nobody's; kinds that know no owner have nothing to do.
+    async fn release(&self, _alba: AlbaId) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A fragment being written; removed when dropped before [`FragmentWriter::keep`].
@@ -82,7 +102,7 @@ pub trait FragmentWriter: Send + Sync {
 #[async_trait]
 pub trait Fragment: Send + Sync {
     /// A range that lies in the fragment, verified. `Corrupt` names what does not match.
-    async fn read(self: Arc<Self>, from: u64, to: u64) -> Result<Bytes>;
+    async fn read(self: Arc<Self>, from: u64, to: u64, priority: Priority) -> Result<Bytes>;
     /// The same for callers that may block, without changing threads. `None` for kinds that cannot.
     fn read_here(&self, from: u64, to: u64) -> Option<Result<Bytes>>;
     /// It was removed since it was opened.

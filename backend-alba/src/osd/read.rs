@@ -42,6 +42,12 @@ impl ObjectFile {
         Ok(Some(Self { file, len, block_crcs: block_crcs.into() }))
     }
 
+    /// Checksums of its blocks, which combine to its own.
+    #[must_use]
+    pub fn block_crcs(&self) -> &[u32] {
+        &self.block_crcs
+    }
+
     /// No name leads to the file any more.
     #[must_use]
     pub fn is_removed(&self) -> bool {
@@ -53,25 +59,24 @@ impl ObjectFile {
         let start = offset - offset % BLOCK_BYTES;
         let end = (offset + len).next_multiple_of(BLOCK_BYTES).min(self.len);
         let blocks = read_exact(&self.file, start, end.saturating_sub(start))?;
-        self.check(start, &blocks)?;
+        check(&self.block_crcs, start, &blocks)?;
         let skip = (offset - start) as usize;
         Ok(Bytes::from(blocks).slice(skip..skip + len as usize))
     }
+}
 
-    fn check(&self, start: u64, blocks: &[u8]) -> Result<()> {
-        let first = start / BLOCK_BYTES;
-        let crcs = self.block_crcs.iter().skip(first as usize);
-        for ((block, crc), n) in blocks.chunks(BLOCK_BYTES as usize).zip(crcs).zip(first..) {
-            if crc32fast::hash(block) != *crc {
-                let from = n * BLOCK_BYTES;
-                let to = from + block.len() as u64;
-                return Err(Fault::corrupt(format!(
-                    "bytes {from}..{to} do not match their checksum"
-                )));
-            }
+/// Whole blocks that begin at `start` of a fragment whose blocks have these checksums.
+pub(super) fn check(block_crcs: &[u32], start: u64, blocks: &[u8]) -> Result<()> {
+    let first = start / BLOCK_BYTES;
+    let crcs = block_crcs.iter().skip(first as usize);
+    for ((block, crc), n) in blocks.chunks(BLOCK_BYTES as usize).zip(crcs).zip(first..) {
+        if crc32fast::hash(block) != *crc {
+            let from = n * BLOCK_BYTES;
+            let to = from + block.len() as u64;
+            return Err(Fault::corrupt(format!("bytes {from}..{to} do not match their checksum")));
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// The trailer of a file. `None` when it is missing.
@@ -114,7 +119,7 @@ fn sums_of(file: &File, len: u64, crc: u32) -> Result<Vec<u32>> {
 }
 
 /// Exactly this range of a file. A file too short, or a device that cannot read it, is damage.
-fn read_exact(file: &File, offset: u64, len: u64) -> Result<Vec<u8>> {
+pub(super) fn read_exact(file: &File, offset: u64, len: u64) -> Result<Vec<u8>> {
     let damaged = |why: &str| Fault::corrupt(format!("bytes {offset}..{}: {why}", offset + len));
     let len = usize::try_from(len).map_err(|_| Fault::bug("a range longer than memory"))?;
     let mut bytes = Vec::with_capacity(len);

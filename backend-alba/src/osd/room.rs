@@ -40,6 +40,12 @@ pub struct Limits {
     pub capacity_bytes: Option<u64>,
 }
 
+impl Default for Limits {
+    fn default() -> Self {
+        Self { reserve_percent: 1, reserve_bytes: 1 << 30, capacity_bytes: None }
+    }
+}
+
 impl Limits {
     fn reserve(&self, capacity: u64) -> u64 {
         let part = capacity / 100 * self.reserve_percent;
@@ -55,12 +61,22 @@ pub struct Room {
     pub used_bytes: u64,
     /// What puts of data may still take: the reserve is not in it.
     pub free_bytes: u64,
-    reserve_bytes: u64,
+    pub reserve_bytes: u64,
     /// Free bytes and those of the reserve; what was promised is not in it.
-    left_bytes: u64,
+    pub left_bytes: u64,
 }
 
 impl Room {
+    #[must_use]
+    pub fn new(
+        (capacity_bytes, used_bytes): (u64, u64),
+        reserve_bytes: u64,
+        left_bytes: u64,
+    ) -> Self {
+        let free_bytes = left_bytes.saturating_sub(reserve_bytes);
+        Self { capacity_bytes, used_bytes, free_bytes, reserve_bytes, left_bytes }
+    }
+
     /// What a put for this purpose may take.
     #[must_use]
     pub fn free_for(&self, purpose: Purpose) -> u64 {
@@ -110,8 +126,7 @@ impl Space {
             None => bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
         };
         let reserve_bytes = self.limits.reserve(capacity_bytes);
-        let free_bytes = left_bytes.saturating_sub(reserve_bytes);
-        Ok(Room { capacity_bytes, used_bytes, free_bytes, reserve_bytes, left_bytes })
+        Ok(Room::new((capacity_bytes, used_bytes), reserve_bytes, left_bytes))
     }
 
     /// Promises room for a file of this length. `NoSpace` when it does not fit.

@@ -18,7 +18,8 @@ fn title(len: u64) -> Title {
     let layout = Layout { len, policy: Policy::SINGLE, unit: 1 << 20 };
     let part = Part { object: ObjectId::random(), layout, object_crc: 0, index: 0 };
     let (file, purpose) = (FragmentId::random(), Purpose::Data);
-    Title { file, namespace: "ns".into(), name: "name".into(), part, created_ms: 7, purpose }
+    let (namespace, name, priority) = ("ns".into(), "name".into(), Priority::Foreground);
+    Title { file, namespace, name, part, created_ms: 7, purpose, priority }
 }
 
 fn create(osd: &Directory, len: u64) -> Result<ObjectWriter> {

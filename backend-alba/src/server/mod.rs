@@ -2,16 +2,18 @@
 //!
 //! Lengths that a client claims are compared, never allocated: an upload holds what has arrived, up to a few MiB.
 
-mod listen;
+mod osd;
+mod osds;
 
 use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt as _};
+use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use volumedriver_proto::alba as wire;
-use wire::alba_server::Alba as Service;
+use wire::alba_server::{Alba as Service, AlbaServer};
 
 use crate::alba::{Alba, OsdState, OsdStatus, Reader, Update, Upload};
 use crate::fault::{Fault, Kind, Result};
@@ -19,12 +21,11 @@ use crate::manifest::Manifest;
 use crate::nsm::{Condition, OsdRole, Put};
 use crate::osd::Purpose;
 
-pub use listen::{Address, Server, endpoint};
+pub use crate::net::{
+    Address, CHUNK_BYTES, Chunks, MAX_MESSAGE_BYTES, Server, Tls, TlsFiles, endpoint, explain,
+};
+pub use osd::{OsdService, Place};
 
-/// Chunks of an answer, bytes; also the most a chunk of a put may have.
-pub const CHUNK_BYTES: u64 = 1 << 20;
-/// Longest message either side takes: a chunk or a page of names, with room for the framing.
-pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// A client that sends nothing for so long has gone.
 const CHUNK_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -38,6 +39,16 @@ impl AlbaService {
     #[must_use]
     pub fn new(alba: Alba) -> Self {
         Self { alba }
+    }
+
+    /// All services of a server.
+    #[must_use]
+    pub fn routes(self) -> Routes {
+        let osds = osds::OsdsService::of(self.alba.clone());
+        let alba = AlbaServer::new(self)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        Routes::new(alba).add_service(osds)
     }
 
     async fn receive(&self, mut parts: Streaming<wire::PutRequest>) -> Result<Put, Status> {
@@ -93,7 +104,7 @@ async fn next_part(
     }
 }
 
-type Chunks = Pin<Box<dyn Stream<Item = Result<wire::GetRangeResponse, Status>> + Send>>;
+type RangeChunks = Pin<Box<dyn Stream<Item = Result<wire::GetRangeResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Service for AlbaService {
@@ -134,12 +145,12 @@ impl Service for AlbaService {
         Ok(Response::new(wire::PutResponse { outcome: outcome.into() }))
     }
 
-    type GetRangeStream = Chunks;
+    type GetRangeStream = RangeChunks;
 
     async fn get_range(
         &self,
         request: Request<wire::GetRangeRequest>,
-    ) -> Result<Response<Chunks>, Status> {
+    ) -> Result<Response<RangeChunks>, Status> {
         let wire::GetRangeRequest { namespace, name, offset, len } = request.into_inner();
         let found = self.alba.open_object(&namespace, &name).await?;
         let reader = found.ok_or_else(|| no_object(&namespace, &name))?;
@@ -205,7 +216,7 @@ impl Service for AlbaService {
 }
 
 /// The range in chunks that end where a block of the object does, each read while the one before it is sent.
-fn chunks(reader: Reader, offset: u64, len: u64) -> Chunks {
+fn chunks(reader: Reader, offset: u64, len: u64) -> RangeChunks {
     let first = wire::GetRangeResponse { info: Some(info(&reader.manifest)), chunk: Bytes::new() };
     let end = offset + len;
     let reader = std::sync::Arc::new(reader);

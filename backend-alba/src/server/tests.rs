@@ -11,8 +11,8 @@ use crate::alba::Config;
 async fn serve(dir: &std::path::Path) -> Address {
     let alba = Alba::open(Config::new(dir.join("data"))).await.unwrap();
     let address = Address::Unix(dir.join("alba.sock"));
-    let server = Server::bind(&address).await.unwrap();
-    tokio::spawn(server.serve(alba, std::future::pending()));
+    let server = Server::bind(&address, None).await.unwrap();
+    tokio::spawn(server.serve(AlbaService::new(alba).routes(), std::future::pending()));
     address
 }
 
@@ -28,7 +28,7 @@ fn chunk(len: usize) -> Part {
 #[tokio::test]
 async fn a_put_that_breaks_the_contract_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let mut client = AlbaClient::new(endpoint(&serve(dir.path()).await).unwrap());
+    let mut client = AlbaClient::new(endpoint(&serve(dir.path()).await, None).unwrap());
     client.create_namespace(wire::CreateNamespaceRequest { namespace: "ns".into() }).await.unwrap();
     let cases: [&[Option<Part>]; 9] = [
         &[],
@@ -63,7 +63,7 @@ async fn a_put_that_breaks_the_contract_is_refused_and_leaves_nothing() {
 #[tokio::test]
 async fn a_sequence_without_its_parts_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let mut client = AlbaClient::new(endpoint(&serve(dir.path()).await).unwrap());
+    let mut client = AlbaClient::new(endpoint(&serve(dir.path()).await, None).unwrap());
     client.create_namespace(wire::CreateNamespaceRequest { namespace: "ns".into() }).await.unwrap();
     let (name, namespace) = ("x".to_string(), "ns".to_string());
     let asserts = vec![wire::Assert { name: name.clone(), condition: None }];
@@ -79,7 +79,7 @@ async fn a_sequence_without_its_parts_is_refused() {
 async fn bytes_that_are_no_http_end_their_connection_only() {
     let dir = tempfile::tempdir().unwrap();
     let address = serve(dir.path()).await;
-    let mut client = AlbaClient::new(endpoint(&address).unwrap());
+    let mut client = AlbaClient::new(endpoint(&address, None).unwrap());
     client.status(wire::StatusRequest {}).await.unwrap();
     let preface: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\x00\xff\xff\xff\xff\xff";
     for garbage in [&[0xa5; 4096][..], b"GET / HTTP/1.1\r\n\r\n", preface] {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use backend_alba::server::{Address, CHUNK_BYTES, MAX_MESSAGE_BYTES, endpoint};
+use backend_alba::server::{Address, Chunks, MAX_MESSAGE_BYTES, endpoint};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use tonic::transport::Channel;
@@ -35,7 +35,7 @@ impl AlbaStore {
     /// Names the server; the connection is made when first needed. Its work is done on the runtime this is called on.
     pub fn connect(address: &Address, prefix: String) -> Result<Self> {
         let invalid = |fault: backend_alba::Fault| Fault::invalid(fault.to_string());
-        let client = AlbaClient::new(endpoint(address).map_err(invalid)?)
+        let client = AlbaClient::new(endpoint(address, None).map_err(invalid)?)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         Ok(Self { client, prefix, service: Service::here() })
@@ -210,7 +210,7 @@ async fn put(
     body.iter().for_each(|piece| crc.update(piece));
     let header = wire::PutHeader { crc32: crc.finalize(), ..header };
     let header = wire::put_request::Part::Header(header);
-    let chunks = Chunks { body: body.into_iter(), left: Bytes::new() };
+    let chunks = Chunks::of(body);
     let parts = std::iter::once(header).chain(chunks.map(wire::put_request::Part::Chunk));
     let messages = parts.map(|part| wire::PutRequest { part: Some(part) });
     let answer = client.put(stream::iter(messages)).await?.into_inner();
@@ -256,39 +256,6 @@ async fn get_range(
         return Err(Status::unavailable(format!("{} of {len} bytes arrived", bytes.len())).into());
     }
     Ok(Some(bytes))
-}
-
-/// Cuts and gathers a body into chunks of [`CHUNK_BYTES`]; long pieces are sliced without copying.
-struct Chunks {
-    body: std::vec::IntoIter<Bytes>,
-    left: Bytes,
-}
-
-impl Iterator for Chunks {
-    type Item = Bytes;
-    fn next(&mut self) -> Option<Bytes> {
-        const CHUNK: usize = CHUNK_BYTES as usize;
-        let mut gathered = BytesMut::new();
-        loop {
-            if self.left.is_empty() {
-                match self.body.next() {
-                    Some(piece) => self.left = piece,
-                    None => return (!gathered.is_empty()).then(|| gathered.freeze()),
-                }
-            }
-            if gathered.is_empty() && self.left.len() >= CHUNK / 2 {
-                return Some(self.left.split_to(CHUNK.min(self.left.len())));
-            }
-            let fits = (CHUNK - gathered.len()).min(self.left.len());
-            if gathered.capacity() == 0 {
-                gathered.reserve(CHUNK);
-            }
-            gathered.extend_from_slice(&self.left.split_to(fits));
-            if gathered.len() == CHUNK {
-                return Some(gathered.freeze());
-            }
-        }
-    }
 }
 
 /// A status on its way to being a [`Fault`].

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use backend_alba::server::{Address, Server};
+use backend_alba::server::{Address, AlbaService, Server};
 use backend_alba::{Alba, Config};
 use bytes::Bytes;
 use tokio::task::LocalSet;
@@ -207,9 +207,9 @@ fn serve_and_conform(address: &Address, prefix: &str) {
     let service = service();
     let store = service.block_on(async {
         let alba = Alba::open(Config::new(dir.path())).await.unwrap();
-        let server = Server::bind(address).await.unwrap();
+        let server = Server::bind(address, None).await.unwrap();
         let store = AlbaStore::connect(server.address(), prefix.into()).unwrap();
-        tokio::spawn(server.serve(alba, std::future::pending()));
+        tokio::spawn(server.serve(AlbaService::new(alba).routes(), std::future::pending()));
         store
     });
     on_local_thread(conforms(&store));
@@ -238,8 +238,11 @@ fn the_client_comes_back_when_the_server_does() {
         let address = address.clone();
         let task = service.spawn(async move {
             let alba = Alba::open(config).await.unwrap();
-            let server = Server::bind(&address).await.unwrap();
-            server.serve(alba, async { drop(stopped.await) }).await.unwrap();
+            let server = Server::bind(&address, None).await.unwrap();
+            server
+                .serve(AlbaService::new(alba).routes(), async { drop(stopped.await) })
+                .await
+                .unwrap();
         });
         (stop, task)
     };
@@ -278,8 +281,8 @@ fn damage_is_named_over_the_wire_and_costs_its_block_only() {
     let address = Address::Unix(dir.path().join("alba.sock"));
     let store = service.block_on(async {
         let alba = Alba::open(Config::new(dir.path().join("data"))).await.unwrap();
-        let server = Server::bind(&address).await.unwrap();
-        tokio::spawn(server.serve(alba, std::future::pending()));
+        let server = Server::bind(&address, None).await.unwrap();
+        tokio::spawn(server.serve(AlbaService::new(alba).routes(), std::future::pending()));
         AlbaStore::connect(&address, String::new()).unwrap()
     });
     on_local_thread(async {

@@ -23,7 +23,7 @@ impl Backend {
             orphan_grace: Duration::from_millis(50),
             ..Config::new(dir.path().join("data"))
         };
-        let alba = open::in_directory(config, wrapped(nodes, &switches)).await.unwrap();
+        let alba = open::in_directory(config, Vec::new(), wrapped(nodes, &switches)).await.unwrap();
         let raw = Raw { fragment_bytes: 65_536, ..Raw::of(policies) };
         alba.put_preset("test", raw).await.unwrap();
         alba.create_namespace_with("ns", Some("test")).await.unwrap();

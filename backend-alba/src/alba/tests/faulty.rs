@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use async_trait::async_trait;
 
 use super::*;
-use crate::osd::{Fragment, FragmentWriter, Local, Osd, Room, Wanted};
+use crate::osd::{Fragment, FragmentWriter, Local, Osd, Priority, Room, Wanted};
 use crate::trailer::Trailer;
 
 /// What an OSD does.
@@ -101,11 +101,14 @@ impl Osd for Faulty {
         let writer = self.osd.create(title).await?;
         Ok(Box::new(FaultyWriter { writer, switch: self.switch.clone() }))
     }
-    async fn open(&self, wanted: Wanted) -> Result<Option<Arc<dyn Fragment>>> {
+    async fn open(&self, wanted: Wanted, priority: Priority) -> Result<Option<Arc<dyn Fragment>>> {
         self.switch.pass().await?;
-        let (opened, switch) = (self.osd.open(wanted).await?, self.switch.clone());
+        let (opened, switch) = (self.osd.open(wanted, priority).await?, self.switch.clone());
         Ok(opened
             .map(|fragment| Arc::new(FaultyFragment { fragment, switch }) as Arc<dyn Fragment>))
+    }
+    fn has_files(&self) -> bool {
+        true
     }
     async fn open_raw(&self, file: FragmentId) -> Result<Option<File>> {
         self.switch.pass().await?;
@@ -158,9 +161,9 @@ struct FaultyFragment {
 
 #[async_trait]
 impl Fragment for FaultyFragment {
-    async fn read(self: Arc<Self>, from: u64, to: u64) -> Result<Bytes> {
+    async fn read(self: Arc<Self>, from: u64, to: u64, priority: Priority) -> Result<Bytes> {
         self.switch.pass().await?;
-        self.fragment.clone().read(from, to).await
+        self.fragment.clone().read(from, to, priority).await
     }
     fn read_here(&self, _from: u64, _to: u64) -> Option<Result<Bytes>> {
         None

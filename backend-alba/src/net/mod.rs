@@ -1,4 +1,8 @@
-//! Where a server listens and how a client reaches it: TCP or a unix socket, tuned for streams of 1 MiB chunks.
+//! Where a server listens and how a client reaches it: TCP or a unix socket, tuned for streams of 1 MiB chunks. TCP is plain,
+//! or TLS with certificates on both sides.
+
+mod chunks;
+mod tls;
 
 use std::fmt;
 use std::future::Future;
@@ -9,13 +13,17 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
-use volumedriver_proto::alba::alba_server::AlbaServer;
 
-use super::{AlbaService, MAX_MESSAGE_BYTES};
-use crate::alba::Alba;
 use crate::fault::{Fault, Result};
+
+pub use chunks::{CHUNK_BYTES, Chunks};
+pub use tls::{Tls, TlsFiles, explain};
+
+/// Longest message either side takes: a chunk or a page of names, with room for the framing.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
@@ -61,6 +69,7 @@ impl fmt::Display for Address {
 pub struct Server {
     listener: Listener,
     address: Address,
+    tls: Option<Tls>,
 }
 
 enum Listener {
@@ -69,18 +78,20 @@ enum Listener {
 }
 
 impl Server {
-    pub async fn bind(address: &Address) -> Result<Self> {
+    /// With TLS, clients over TCP must show a certificate; unix sockets are plain in any case.
+    pub async fn bind(address: &Address, tls: Option<Tls>) -> Result<Self> {
         let io = |e| Fault::io(format!("cannot listen on {address}"), e);
         match address {
             Address::Tcp(text) => {
                 let listener = TcpListener::bind(text).await.map_err(io)?;
                 let address = Address::Tcp(listener.local_addr().map_err(io)?.to_string());
-                Ok(Self { listener: Listener::Tcp(listener), address })
+                Ok(Self { listener: Listener::Tcp(listener), address, tls })
             }
             Address::Unix(path) => {
                 make_way(path).await?;
                 let listener = UnixListener::bind(path).map_err(io)?;
-                Ok(Self { listener: Listener::Unix(listener), address: address.clone() })
+                let (listener, address) = (Listener::Unix(listener), address.clone());
+                Ok(Self { listener, address, tls: None })
             }
         }
     }
@@ -92,18 +103,18 @@ impl Server {
     }
 
     /// Serves until `stop`, then finishes what is in flight.
-    pub async fn serve(self, alba: Alba, stop: impl Future<Output = ()> + Send) -> Result<()> {
-        let service = AlbaServer::new(AlbaService::new(alba))
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let router = tonic::transport::Server::builder()
+    pub async fn serve(self, routes: Routes, stop: impl Future<Output = ()> + Send) -> Result<()> {
+        let mut builder = tonic::transport::Server::builder()
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES)
             .max_concurrent_streams(MAX_STREAMS)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .add_service(service);
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
+        if let Some(tls) = &self.tls {
+            builder = tls.serve(builder)?;
+        }
+        let router = builder.add_routes(routes);
         let served = match self.listener {
             Listener::Tcp(listener) => {
                 let incoming = TcpListenerStream::new(listener);
@@ -146,9 +157,10 @@ async fn make_way(path: &Path) -> Result<()> {
         .map_err(|e| Fault::io(format!("cannot remove {}", path.display()), e))
 }
 
-/// A channel that connects when first used and again whenever the connection is lost.
-pub fn endpoint(address: &Address) -> Result<Channel> {
+/// A channel that connects when first used and again whenever the connection is lost. Over TCP it is TLS if that is given.
+pub fn endpoint(address: &Address, tls: Option<&Tls>) -> Result<Channel> {
     let uri = match address {
+        Address::Tcp(text) if tls.is_some() => format!("https://{text}"),
         Address::Tcp(text) => format!("http://{text}"),
         // Never resolved: the connector below knows the path.
         Address::Unix(_) => "http://alba.unix".to_string(),
@@ -165,6 +177,10 @@ pub fn endpoint(address: &Address) -> Result<Channel> {
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
     let Address::Unix(path) = address.clone() else {
+        let endpoint = match tls {
+            Some(tls) => tls.connect(endpoint)?,
+            None => endpoint,
+        };
         return Ok(endpoint.connect_lazy());
     };
     Ok(endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {

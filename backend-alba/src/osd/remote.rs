@@ -1,0 +1,515 @@
+//! The OSD behind a socket: a client of `alba asd`. The contract is `proto/osd.proto`.
+//!
+//! The channel connects when first used and again whenever the connection is lost. Every call ends within a time; whoever no
+//! longer waits for one may drop it. What arrives is not believed: the checksums of a fragment's blocks must combine to the one
+//! its manifest has, and each block must match its own.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use crc32fast::Hasher;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+use volumedriver_proto::osd as wire;
+use wire::osd_client::OsdClient;
+use wire::write_request::Part as Message;
+use wire::write_response::State;
+
+use super::read::check;
+use super::{Fragment, FragmentWriter, Osd, Priority, Purpose, Room, Title, Wanted};
+use crate::fault::{Fault, Kind, Result};
+use crate::name::{AlbaId, FragmentId, OsdId};
+use crate::net::{Address, Chunks, MAX_MESSAGE_BYTES, Tls, endpoint, explain};
+use crate::preset;
+use crate::trailer::{BLOCK_BYTES, Trailer, blocks_of};
+
+/// A call that moves no bytes ends within this time.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// One that does has this much more for each MiB: it is late below 2 MiB/s.
+const DEADLINE_PER_MIB: Duration = Duration::from_millis(500);
+/// A fragment is durable, or a folder listed, within this time.
+const SLOW_DEADLINE: Duration = Duration::from_secs(60);
+/// Chunks between the writer of a fragment and its stream.
+const QUEUE: usize = 2;
+
+/// An OSD that belongs to a backend.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    id: OsdId,
+    alba: AlbaId,
+    address: Address,
+    client: OsdClient<Channel>,
+    /// Of a call that moves no bytes.
+    deadline: Duration,
+}
+
+/// What an OSD says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    pub id: OsdId,
+    /// The backend it belongs to.
+    pub owner: Option<AlbaId>,
+    pub node: String,
+    pub labels: Vec<String>,
+    pub capacity_bytes: u64,
+    pub used_bytes: u64,
+}
+
+/// Asks whoever listens there what it is.
+pub async fn describe(address: &Address, tls: Option<&Tls>) -> Result<Described> {
+    let mut client = client(address, tls)?;
+    let asked = client.describe(wire::DescribeRequest {});
+    let said = within(DEADLINE, asked).await.map_err(|f| f.about(place(address)))?.into_inner();
+    let broken = || Fault::unavailable(format!("{}: it names no OSD", place(address)));
+    let is_legal = preset::check_word("node", &said.node).is_ok();
+    if !is_legal || preset::check_labels(&said.labels).is_err() {
+        return Err(broken());
+    }
+    let owner = if said.alba_id.is_empty() {
+        None
+    } else {
+        Some(AlbaId(said.alba_id[..].try_into().map_err(|_| broken())?))
+    };
+    Ok(Described {
+        id: OsdId(said.osd_id[..].try_into().map_err(|_| broken())?),
+        owner,
+        node: said.node,
+        labels: said.labels,
+        capacity_bytes: said.capacity_bytes,
+        used_bytes: said.used_bytes,
+    })
+}
+
+fn client(address: &Address, tls: Option<&Tls>) -> Result<OsdClient<Channel>> {
+    Ok(OsdClient::new(endpoint(address, tls)?)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+fn place(address: &Address) -> String {
+    format!("asd://{address}")
+}
+
+async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(outcome) => outcome.map_err(|status| fault_of(&status)),
+        Err(_) => {
+            Err(Fault::unavailable(format!("it did not answer within {} s", deadline.as_secs())))
+        }
+    }
+}
+
+fn for_bytes(deadline: Duration, len: u64) -> Duration {
+    let mib = u32::try_from(len >> 20).unwrap_or(u32::MAX);
+    deadline.saturating_add(DEADLINE_PER_MIB.saturating_mul(mib))
+}
+
+/// An OSD that fails in whatever way is one to be read around.
+fn fault_of(status: &Status) -> Fault {
+    // A server's own statuses have no source; with one, the connection failed.
+    let is_local = std::error::Error::source(status).is_some();
+    let kind = match status.code() {
+        _ if is_local => Kind::Unavailable,
+        Code::ResourceExhausted => Kind::NoSpace,
+        Code::DataLoss => Kind::Corrupt,
+        Code::NotFound => Kind::NotFound,
+        Code::InvalidArgument | Code::OutOfRange => Kind::Bug,
+        Code::Ok | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded => Kind::Unavailable,
+        Code::AlreadyExists | Code::PermissionDenied | Code::Aborted => Kind::Unavailable,
+        // Another OSD answers there, or it is another backend's now.
+        Code::FailedPrecondition => Kind::Unavailable,
+        Code::Unimplemented | Code::Internal | Code::Unavailable => Kind::Unavailable,
+        Code::Unauthenticated => Kind::Unavailable,
+    };
+    Fault::new(kind, explain(status))
+}
+
+impl Remote {
+    /// Names the OSD; the connection is made when first needed.
+    pub fn new((id, alba): (OsdId, AlbaId), address: Address, tls: Option<&Tls>) -> Result<Self> {
+        let client = client(&address, tls)?;
+        Ok(Self { id, alba, address, client, deadline: DEADLINE })
+    }
+
+    #[cfg(test)]
+    pub fn with_deadline(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
+    /// Makes it the backend's. `Invalid`, with its name, when it is another's.
+    pub async fn claim(&self) -> Result<()> {
+        let request = wire::ClaimRequest { pair: self.pair() };
+        let claim = async |mut client: OsdClient<Channel>| client.claim(request).await;
+        self.own(tokio::time::timeout(self.deadline, claim(self.client.clone())).await)
+    }
+
+    fn own<T, E>(&self, outcome: Result<Result<T, Status>, E>) -> Result<()> {
+        let outcome = match outcome {
+            Err(_) => Err(Fault::unavailable("it does not answer")),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(status)) if status.code() == Code::FailedPrecondition => {
+                Err(Fault::invalid(status.message()))
+            }
+            Ok(Err(status)) => Err(fault_of(&status)),
+        };
+        self.named(outcome)
+    }
+
+    fn pair(&self) -> Option<wire::Pair> {
+        Some(wire::Pair { osd_id: as_bytes(self.id.0), alba_id: as_bytes(self.alba.0) })
+    }
+
+    fn named<T>(&self, outcome: Result<T>) -> Result<T> {
+        outcome.map_err(|fault| fault.about(format!("OSD {}", place(&self.address))))
+    }
+
+    async fn call<T, F: Future<Output = Result<tonic::Response<T>, Status>>>(
+        &self,
+        deadline: Duration,
+        call: impl FnOnce(OsdClient<Channel>) -> F,
+    ) -> Result<T> {
+        let outcome = within(deadline, call(self.client.clone())).await;
+        self.named(outcome.map(tonic::Response::into_inner))
+    }
+
+    async fn remove_one(&self, file: FragmentId) -> Result<()> {
+        let (pair, fragment_ids) = (self.pair(), vec![as_bytes(file.0)]);
+        let request = wire::RemoveRequest { pair, fragment_ids };
+        self.call(self.deadline, async |mut client| client.remove(request).await).await.map(drop)
+    }
+}
+
+#[async_trait]
+impl Osd for Remote {
+    fn id(&self) -> OsdId {
+        self.id
+    }
+    fn place(&self) -> String {
+        place(&self.address)
+    }
+
+    async fn room(&self) -> Result<Room> {
+        let request = wire::RoomRequest { pair: self.pair() };
+        let said = self.call(self.deadline, async |mut client| client.room(request).await).await?;
+        let sizes = (said.capacity_bytes, said.used_bytes);
+        Ok(Room::new(sizes, said.reserve_bytes, said.left_bytes))
+    }
+
+    async fn create(&self, title: Title) -> Result<Box<dyn FragmentWriter>> {
+        let (file, len) = (title.file, title.part.layout.fragment_len());
+        let (steps, queue) = mpsc::channel(QUEUE);
+        let title = Message::Title(self.title(&title));
+        let begin = async |mut client: OsdClient<Channel>| {
+            // There is room for one: nobody has sent before.
+            let _ = steps.send(wire::WriteRequest { part: Some(title) }).await;
+            let mut answers = client.write(ReceiverStream::new(queue)).await?;
+            match answers.get_mut().message().await? {
+                Some(wire::WriteResponse { state: Some(State::Begun(_)) }) => Ok(answers),
+                _ => Err(Status::internal("a fragment was begun without an answer")),
+            }
+        };
+        let answers = self.call(self.deadline, begin).await?;
+        let (osd, steps, sum) = (self.clone(), Some(steps), Hasher::new());
+        let end = End::Open;
+        Ok(Box::new(RemoteWriter { osd, file, len, steps, answers, sum, end }))
+    }
+
+    async fn open(&self, wanted: Wanted, priority: Priority) -> Result<Option<Arc<dyn Fragment>>> {
+        let Wanted { file, len, crc } = wanted;
+        let request = wire::OpenRequest {
+            pair: self.pair(),
+            fragment_id: as_bytes(file.0),
+            len,
+            crc32: crc,
+            priority: as_priority(priority),
+        };
+        // One whose trailer is damaged is read as a whole.
+        let deadline = for_bytes(self.deadline, len);
+        let said = match self.call(deadline, async |mut client| client.open(request).await).await {
+            Err(fault) if fault.kind == Kind::NotFound => return Ok(None),
+            said => said?,
+        };
+        let block_crcs = said.block_crc32s;
+        if block_crcs.len() as u64 != blocks_of(len) || combined(&block_crcs, len) != crc {
+            let message = format!("bytes 0..{len}: its checksums are not those of its manifest");
+            return self.named(Err(Fault::corrupt(message)));
+        }
+        let (osd, is_removed) = (self.clone(), AtomicBool::new(false));
+        let block_crcs = block_crcs.into();
+        Ok(Some(Arc::new(RemoteFragment { osd, file, len, block_crcs, is_removed })))
+    }
+
+    /// Its files are in another machine, or as good as that.
+    async fn open_raw(&self, _file: FragmentId) -> Result<Option<File>> {
+        Ok(None)
+    }
+
+    async fn remove(&self, file: FragmentId) -> Result<()> {
+        self.remove_one(file).await
+    }
+
+    async fn describe(&self, file: FragmentId) -> Result<Option<Trailer>> {
+        let request = wire::InspectRequest { pair: self.pair(), fragment_id: as_bytes(file.0) };
+        let inspect = async |mut client: OsdClient<Channel>| client.inspect(request).await;
+        let said = match self.call(SLOW_DEADLINE, inspect).await {
+            Err(fault) if fault.kind == Kind::NotFound => return Ok(None),
+            said => said?.trailer,
+        };
+        let wrong = || Fault::corrupt(format!("what it says of fragment {file} is of another"));
+        let trailer = Trailer::from_end(&said);
+        let own = trailer.and_then(|own| if own.id == file { Ok(own) } else { Err(wrong()) });
+        self.named(own).map(Some)
+    }
+
+    async fn list(&self, shard: u8) -> Result<Vec<FragmentId>> {
+        let request = wire::ListRequest { pair: self.pair(), shard: shard.into() };
+        let list = async |mut client: OsdClient<Channel>| client.list(request).await;
+        let said = self.call(SLOW_DEADLINE, list).await?;
+        let parse = |id: &Bytes| Some(FragmentId(id[..].try_into().ok()?));
+        Ok(said.fragment_ids.iter().filter_map(parse).filter(|id| id.0[0] == shard).collect())
+    }
+
+    async fn release(&self, _alba: AlbaId) -> Result<()> {
+        let request = wire::ReleaseRequest { pair: self.pair() };
+        let release = async |mut client: OsdClient<Channel>| client.release(request).await;
+        self.own(tokio::time::timeout(self.deadline, release(self.client.clone())).await)
+    }
+}
+
+impl Remote {
+    fn title(&self, title: &Title) -> wire::Title {
+        let layout = title.part.layout;
+        wire::Title {
+            pair: self.pair(),
+            fragment_id: as_bytes(title.file.0),
+            namespace: title.namespace.to_string(),
+            name: title.name.to_string(),
+            object_id: as_bytes(title.part.object.0),
+            object_len: layout.len,
+            policy: Bytes::copy_from_slice(&layout.policy.to_bytes()),
+            unit: layout.unit,
+            index: title.part.index.into(),
+            created_ms: title.created_ms,
+            metadata: title.purpose == Purpose::Metadata,
+            priority: as_priority(title.priority),
+        }
+    }
+}
+
+struct RemoteWriter {
+    osd: Remote,
+    file: FragmentId,
+    len: u64,
+    /// `None` once nothing more may come.
+    steps: Option<mpsc::Sender<wire::WriteRequest>>,
+    answers: Streaming<wire::WriteResponse>,
+    sum: Hasher,
+    end: End,
+}
+
+/// How far the end of a fragment has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It is being written: a stream that breaks leaves nothing there.
+    Open,
+    /// It may be there.
+    Asked,
+    Kept,
+    Removed,
+}
+
+impl RemoteWriter {
+    async fn send(&mut self, part: Message) -> Result<()> {
+        let lost = || Fault::unavailable("this fragment was given up before");
+        let steps = self.steps.as_ref().ok_or_else(lost)?;
+        let send = steps.send(wire::WriteRequest { part: Some(part) });
+        match tokio::time::timeout(SLOW_DEADLINE, send).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => {
+                // The stream has ended: it says why.
+                self.steps = None;
+                Err(self.answer().await.err().unwrap_or_else(lost))
+            }
+            Err(_) => {
+                self.steps = None;
+                Err(Fault::unavailable("it takes no bytes"))
+            }
+        }
+    }
+
+    async fn answer(&mut self) -> Result<u32> {
+        let deadline = for_bytes(SLOW_DEADLINE, self.len);
+        match within(deadline, self.answers.message()).await? {
+            Some(wire::WriteResponse { state: Some(State::Stored(stored)) }) => Ok(stored.crc32),
+            Some(_) => Err(Fault::unavailable("it answered something else than was asked")),
+            None => Err(Fault::unavailable("it ended the stream of a fragment")),
+        }
+    }
+
+    async fn end(&mut self, object_crc32: Option<u32>) -> Result<u32> {
+        self.end = End::Asked;
+        self.send(Message::Finish(wire::Finish { object_crc32 })).await?;
+        let (stored, sent) = (self.answer().await?, self.sum.clone().finalize());
+        if stored != sent {
+            let message = format!("it stored bytes with checksum {stored:08x}, not {sent:08x}");
+            return Err(Fault::unavailable(message));
+        }
+        Ok(stored)
+    }
+}
+
+#[async_trait]
+impl FragmentWriter for RemoteWriter {
+    async fn append(&mut self, pieces: Vec<Bytes>) -> Result<()> {
+        pieces.iter().for_each(|piece| self.sum.update(piece));
+        for chunk in Chunks::of(pieces) {
+            let sent = self.send(Message::Chunk(chunk)).await;
+            self.osd.named(sent)?;
+        }
+        Ok(())
+    }
+
+    async fn finish(&mut self, object_crc: Option<u32>) -> Result<u32> {
+        let ended = self.end(object_crc).await;
+        self.osd.named(ended)
+    }
+
+    fn keep(&mut self) {
+        self.end = End::Kept;
+    }
+
+    async fn discard(mut self: Box<Self>) {
+        self.steps = None;
+        if self.end == End::Open {
+            // The OSD answers once nothing is left.
+            let _ = tokio::time::timeout(DEADLINE, self.answers.message()).await;
+            self.end = End::Removed;
+        }
+        if self.end == End::Asked {
+            self.end = End::Removed;
+            if let Err(fault) = self.osd.remove_one(self.file).await {
+                tracing::warn!(%fault, fragment = %self.file, "an unwanted fragment stays until it is collected");
+            }
+        }
+    }
+}
+
+impl Drop for RemoteWriter {
+    fn drop(&mut self) {
+        if self.end != End::Asked {
+            return;
+        }
+        let (osd, file) = (self.osd.clone(), self.file);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            // What cannot be removed now is collected later.
+            runtime.spawn(async move { osd.remove_one(file).await });
+        }
+    }
+}
+
+struct RemoteFragment {
+    osd: Remote,
+    file: FragmentId,
+    len: u64,
+    block_crcs: Box<[u32]>,
+    is_removed: AtomicBool,
+}
+
+impl RemoteFragment {
+    async fn receive(&self, request: wire::ReadRequest) -> Result<Bytes, Status> {
+        let len = request.len;
+        let mut client = self.osd.client.clone();
+        let mut chunks = client.read(request).await?.into_inner();
+        let mut one = Bytes::new();
+        let mut all = BytesMut::new();
+        while let Some(wire::ReadResponse { chunk }) = chunks.message().await? {
+            let received = (one.len() + all.len() + chunk.len()) as u64;
+            if received > len {
+                return Err(Status::data_loss(format!("more than the {len} bytes asked for")));
+            }
+            if one.is_empty() && all.is_empty() {
+                // A range in one chunk needs no copy.
+                one = chunk;
+                continue;
+            }
+            if all.is_empty() {
+                all.reserve(usize::try_from(len).unwrap_or_default());
+                all.extend_from_slice(&std::mem::take(&mut one));
+            }
+            all.extend_from_slice(&chunk);
+        }
+        let bytes = if all.is_empty() { one } else { all.freeze() };
+        if (bytes.len() as u64) < len {
+            return Err(Status::unavailable(format!("{} of {len} bytes arrived", bytes.len())));
+        }
+        Ok(bytes)
+    }
+}
+
+#[async_trait]
+impl Fragment for RemoteFragment {
+    /// Whole blocks come over the wire: what is checked is what was read.
+    async fn read(self: Arc<Self>, from: u64, to: u64, priority: Priority) -> Result<Bytes> {
+        if from >= to {
+            return Ok(Bytes::new());
+        }
+        let start = from - from % BLOCK_BYTES;
+        let len = to.next_multiple_of(BLOCK_BYTES).min(self.len).saturating_sub(start);
+        let request = wire::ReadRequest {
+            pair: self.osd.pair(),
+            fragment_id: as_bytes(self.file.0),
+            offset: start,
+            len,
+            priority: as_priority(priority),
+        };
+        let outcome = within(for_bytes(self.osd.deadline, len), self.receive(request)).await;
+        let outcome =
+            outcome.and_then(|blocks| check(&self.block_crcs, start, &blocks).map(|()| blocks));
+        let blocks = match outcome {
+            Err(fault) if fault.kind == Kind::NotFound => {
+                self.is_removed.store(true, Ordering::Relaxed);
+                let message = format!("bytes 0..{}: its file is missing", self.len);
+                self.osd.named(Err(Fault::corrupt(message)))
+            }
+            outcome => self.osd.named(outcome),
+        }?;
+        Ok(blocks.slice((from - start) as usize..(to - start) as usize))
+    }
+
+    fn read_here(&self, _from: u64, _to: u64) -> Option<Result<Bytes>> {
+        None
+    }
+    fn is_removed(&self) -> bool {
+        self.is_removed.load(Ordering::Relaxed)
+    }
+}
+
+/// The checksum of a fragment of this length whose blocks have these.
+fn combined(block_crcs: &[u32], len: u64) -> u32 {
+    let mut whole = Hasher::new();
+    let mut left = len;
+    for crc in block_crcs {
+        let block = left.min(BLOCK_BYTES);
+        whole.combine(&Hasher::new_with_initial_len(*crc, block));
+        left -= block;
+    }
+    whole.finalize()
+}
+
+fn as_priority(priority: Priority) -> i32 {
+    let priority = match priority {
+        Priority::Foreground => wire::Priority::Foreground,
+        Priority::Background => wire::Priority::Background,
+    };
+    priority.into()
+}
+
+fn as_bytes(id: [u8; 16]) -> Bytes {
+    Bytes::copy_from_slice(&id)
+}
