@@ -39,8 +39,14 @@ impl Alba {
     /// Starts it again on the same data and the same port.
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "it runs already");
+        self.child = Some(self.spawn());
+        let address = self.child.as_mut().and_then(ready_address);
+        self.address = address.unwrap_or_else(|| panic!("not ready\n{}", self.log_tail()));
+    }
+
+    fn spawn(&self) -> Child {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
-        let child = Command::new(program("alba"))
+        Command::new(program("alba"))
             .args(&self.arguments)
             .arg("--data-dir")
             .arg(&self.data_dir)
@@ -49,16 +55,7 @@ impl Alba {
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
-            .unwrap();
-        let output = self.child.insert(child).stdout.take().expect("stdout is piped");
-        let (sender, receiver) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut lines = BufReader::new(output).lines().map_while(Result::ok);
-            let _ = sender.send(lines.find_map(|l| Some(l.strip_prefix("ready ")?.to_string())));
-            lines.for_each(drop);
-        });
-        let ready = receiver.recv_timeout(PATIENCE).ok().flatten();
-        self.address = ready.unwrap_or_else(|| panic!("not ready\n{}", self.log_tail()));
+            .unwrap()
     }
 
     pub fn kill9(&mut self) {
@@ -79,6 +76,7 @@ impl Alba {
             std::thread::sleep(Duration::from_millis(10));
         }
         let _ = child.kill();
+        let _ = child.wait();
         panic!("no end {PATIENCE:?} after SIGTERM\n{}", self.log_tail());
     }
 
@@ -103,6 +101,18 @@ impl Alba {
         let from = lines.len().saturating_sub(30);
         format!("--- {}:\n{}\n---", self.log.display(), lines[from..].join("\n"))
     }
+}
+
+/// The address that stands in its first line beginning with `ready`; `None` when there is none. Reads on afterwards.
+fn ready_address(child: &mut Child) -> Option<String> {
+    let output = child.stdout.take().expect("stdout is piped");
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(output).lines().map_while(Result::ok);
+        let _ = sender.send(lines.find_map(|l| Some(l.strip_prefix("ready ")?.to_string())));
+        lines.for_each(drop);
+    });
+    receiver.recv_timeout(PATIENCE).ok().flatten()
 }
 
 impl Drop for Alba {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::fault::{Fault, Result};
-use crate::net::Tls;
+use crate::net::{Address, Tls};
 use crate::nsm::LOCAL_NODE;
 use crate::nsm::etcd::EtcdPlace;
 use crate::osd::Limits;
@@ -36,6 +36,8 @@ pub struct Config {
     pub open_count: usize,
     /// No directory of its own when none is given: OSDs are claimed.
     pub only_claimed: bool,
+    /// ASDs that are left of a backend whose NSM is lost, besides the directories; only for its recovery.
+    pub asds: Vec<Address>,
     /// For connections to OSDs over TCP: what we show them and whom we trust. Plain without.
     pub tls: Option<Tls>,
     /// Most bytes of objects' files on each OSD; default: what its file system has.
@@ -64,6 +66,7 @@ impl Config {
             osd_thread_count: 8,
             open_count: 256,
             only_claimed: false,
+            asds: Vec::new(),
             tls: None,
             osd_capacity_bytes: None,
             reserve_percent: Limits::default().reserve_percent,

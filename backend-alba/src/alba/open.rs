@@ -13,13 +13,14 @@ use super::remember::Remembered;
 use super::{Alba, Config, Inner, OsdPlace, collect, repair};
 use crate::fault::{Fault, Result};
 use crate::name::AlbaId;
+use crate::net::{Address, Tls};
 use crate::nsm::Nsm;
 use crate::nsm::etcd::{Etcd, EtcdPlace};
 use crate::nsm::identity::{self, Founding, Joined};
 use crate::nsm::kv::Kv;
 use crate::nsm::rebuild;
 use crate::nsm::rocks::Rocks;
-use crate::osd::Space;
+use crate::osd::{self, Described, Remote, Space};
 use crate::outside::Outside;
 use crate::preset;
 
@@ -183,9 +184,11 @@ pub(super) struct Lost {
 pub(super) async fn for_recovery(config: Config) -> Result<Lost> {
     let blocking = Blocking::new(&config, Threads::Blocking);
     let (path, places) = (config.data_dir.clone(), config.places());
+    let asds = described(&config).await?;
+    let known = asds.iter().find_map(|(_, said)| said.owner);
     let open = move || {
         let data_dir = DataDir::open(&path)?;
-        let id = match data_dir.id {
+        let id = match data_dir.id.or(known) {
             Some(id) => id,
             None => owner_of(&places)?,
         };
@@ -206,15 +209,37 @@ pub(super) async fn for_recovery(config: Config) -> Result<Lost> {
         NsmKind::Local => tables,
         NsmKind::Etcd => identity::join(tables, Founding::As(id)).await?.tables,
     };
-    let count = config.places().len();
-    let osds = blocking.run(move || super::osds::directories(&config, id)).await?;
+    let (count, tls) = (config.places().len(), config.tls.clone());
+    let mut osds = blocking.run(move || super::osds::directories(&config, id)).await?;
     if osds.len() < count {
         return Err(Fault::unavailable(format!(
             "{} of {count} OSDs can be opened; give only those that are left",
             osds.len()
         )));
     }
+    for (address, said) in asds {
+        osds.push(given_asd(id, address, said, tls.as_ref())?);
+    }
     Ok(Lost { id, osds, tables, data_dir, kind, blocking })
+}
+
+/// What the ASDs say that are given for a recovery.
+async fn described(config: &Config) -> Result<Vec<(Address, Described)>> {
+    let mut all = Vec::new();
+    for address in &config.asds {
+        all.push((address.clone(), osd::describe(address, config.tls.as_ref()).await?));
+    }
+    Ok(all)
+}
+
+fn given_asd(id: AlbaId, address: Address, said: Described, tls: Option<&Tls>) -> Result<GivenOsd> {
+    if said.owner != Some(id) {
+        let owner = said.owner.map_or("no backend".into(), |owner| format!("backend {owner}"));
+        let message = format!("OSD {} at {address} belongs to {owner}, not to {id}", said.id);
+        return Err(Fault::invalid(message));
+    }
+    let osd = Box::new(Remote::new((said.id, id), address, tls)?);
+    Ok(GivenOsd { osd, node: said.node, labels: said.labels })
 }
 
 impl Lost {

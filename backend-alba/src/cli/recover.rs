@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use backend_alba::recovery::{Contested, Incomplete};
+use backend_alba::server::Address;
 use backend_alba::{Config, EtcdPlace, OsdPlace, Recovered, Result, give_up_the_rest, recover};
 use clap::Args;
 use serde_json::json;
+
+use super::tls::TlsOptions;
 
 /// Lines of each list for people; `--json` has all.
 const SHOWN: usize = 20;
@@ -18,20 +21,27 @@ pub struct RecoverOptions {
     /// The cluster of etcd that is to have the metadata, empty; may be repeated. Without any, RocksDB in the data directory.
     #[arg(long = "nsm", value_name = "etcd://HOST:PORT[,HOST:PORT]...[/PREFIX]")]
     nsm: Vec<EtcdPlace>,
-    /// An OSD of the backend; may be repeated: all that are left. Without any, `osd` in the data directory.
+    /// An OSD of the backend; may be repeated: all that are left. Without any and without ASDs, `osd` in the data directory.
     #[arg(long = "osd", value_name = "DIR[,node=NAME][,label=NAME]...")]
     osds: Vec<OsdPlace>,
+    /// An ASD of the backend, HOST:PORT or unix:PATH; may be repeated.
+    #[arg(long = "asd", value_name = "ADDRESS")]
+    asds: Vec<Address>,
     /// Give up what an earlier recovery could not rebuild: files without a manifest may be removed again.
     #[arg(long)]
     give_up_the_rest: bool,
     /// One JSON document instead of a report.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    tls: TlsOptions,
 }
 
 pub(super) async fn run(options: RecoverOptions) -> Result<()> {
-    let RecoverOptions { data_dir, nsm, osds, give_up_the_rest: give_up, json } = options;
-    let config = Config { nsm, osds, ..Config::new(data_dir) };
+    let tls = options.tls.load()?;
+    let RecoverOptions { data_dir, nsm, osds, asds, give_up_the_rest: give_up, json, .. } = options;
+    let only_claimed = !asds.is_empty();
+    let config = Config { nsm, osds, only_claimed, asds, tls, ..Config::new(data_dir) };
     if give_up {
         give_up_the_rest(config).await?;
         if json {

@@ -176,6 +176,37 @@ async fn an_osd_is_purged_once_nothing_lies_there() {
 }
 
 #[tokio::test]
+async fn a_lost_nsm_is_rebuilt_from_asds() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alba, mut disks, _) = of_disks(dir.path(), 3).await;
+    let id = alba.id();
+    let bodies = [noise(1 << 20, 6), noise(9, 7), noise(0, 8)];
+    for (n, body) in bodies.iter().enumerate() {
+        put(&alba, &n.to_string(), body).await.unwrap();
+    }
+    alba.close().await;
+    fs::remove_dir_all(dir.path().join("data/nsm")).unwrap();
+    // One of three is lost too.
+    disks[2].stop().await;
+    let asds: Vec<Address> = disks[..2].iter().map(|disk| disk.address.clone()).collect();
+    let config = Config { only_claimed: true, asds, ..Config::new(dir.path().join("data")) };
+    let recovered = crate::recover(config.clone()).await.unwrap();
+    assert_eq!((recovered.id, recovered.osds), (id, 2));
+    assert_eq!((recovered.outcome.objects.len(), recovered.damaged.len()), (3, 0));
+    let alba = open_claimed(dir.path(), "data").await;
+    for (n, body) in bodies.iter().enumerate() {
+        check(&alba, &n.to_string(), body).await;
+    }
+    // Another backend's disk is none of its.
+    let strange = Disk::start(dir.path(), 9).await;
+    open_claimed(dir.path(), "other").await.claim_osd(&strange.address.to_string()).await.unwrap();
+    let asds = vec![disks[0].address.clone(), strange.address.clone()];
+    let config = Config { only_claimed: true, asds, ..Config::new(dir.path().join("again")) };
+    let refused = crate::recover(config).await.unwrap_err();
+    assert!(refused.message.contains("belongs to backend"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_directory_that_is_missing_at_the_start_is_found_again() {
     let dir = tempfile::tempdir().unwrap();
     let place = |n: usize| OsdPlace {
