@@ -43,6 +43,8 @@ pub(super) struct AsdOptions {
     tls: TlsOptions,
 }
 
+/// After a signal, what is in flight may take so long.
+const DRAIN: Duration = Duration::from_secs(20);
 /// How often it announces itself.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(10);
 
@@ -61,7 +63,18 @@ pub(super) async fn run(options: AsdOptions) -> Result<()> {
         tokio::spawn(keep_announcing(client, to, place_of.to_string()));
     }
     announce(&server)?;
-    server.serve(OsdService::new(osd, place).routes(), signals.end()).await
+    let stop = async move {
+        signals.end().await;
+        tokio::spawn(end_anyway());
+    };
+    server.serve(OsdService::new(osd, place).routes(), stop).await
+}
+
+/// What is being written still is named by no manifest; whoever writes it goes elsewhere.
+async fn end_anyway() {
+    tokio::time::sleep(DRAIN).await;
+    tracing::warn!("clients do not end what they have begun: ending without them");
+    std::process::exit(0);
 }
 
 /// Until the process ends.

@@ -5,14 +5,15 @@
 //! its manifest has, and each block must match its own.
 
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use crc32fast::Hasher;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -35,6 +36,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const DEADLINE_PER_MIB: Duration = Duration::from_millis(500);
 /// A fragment is durable, or a folder listed, within this time.
 const SLOW_DEADLINE: Duration = Duration::from_secs(60);
+/// What it says of its room is believed for so long: not every put must ask.
+const ROOM_FOR: Duration = Duration::from_millis(500);
 /// Chunks between the writer of a fragment and its stream.
 const QUEUE: usize = 2;
 
@@ -47,6 +50,7 @@ pub struct Remote {
     client: OsdClient<Channel>,
     /// Of a call that moves no bytes.
     deadline: Duration,
+    room: Arc<Mutex<Option<(Instant, Room)>>>,
 }
 
 /// What an OSD says of itself.
@@ -134,7 +138,7 @@ impl Remote {
     /// Names the OSD; the connection is made when first needed.
     pub fn new((id, alba): (OsdId, AlbaId), address: Address, tls: Option<&Tls>) -> Result<Self> {
         let client = client(&address, tls)?;
-        Ok(Self { id, alba, address, client, deadline: DEADLINE })
+        Ok(Self { id, alba, address, client, deadline: DEADLINE, room: Arc::default() })
     }
 
     #[cfg(test)]
@@ -159,6 +163,11 @@ impl Remote {
             Ok(Err(status)) => Err(fault_of(&status)),
         };
         self.named(outcome)
+    }
+
+    // Replaced whole.
+    fn last_room(&self) -> MutexGuard<'_, Option<(Instant, Room)>> {
+        self.room.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn pair(&self) -> Option<wire::Pair> {
@@ -195,10 +204,18 @@ impl Osd for Remote {
     }
 
     async fn room(&self) -> Result<Room> {
+        let known = *self.last_room();
+        if let Some((at, room)) = known
+            && at.elapsed() < ROOM_FOR
+        {
+            return Ok(room);
+        }
         let request = wire::RoomRequest { pair: self.pair() };
         let said = self.call(self.deadline, async |mut client| client.room(request).await).await?;
         let sizes = (said.capacity_bytes, said.used_bytes);
-        Ok(Room::new(sizes, said.reserve_bytes, said.left_bytes))
+        let room = Room::new(sizes, said.reserve_bytes, said.left_bytes);
+        *self.last_room() = Some((Instant::now(), room));
+        Ok(room)
     }
 
     async fn create(&self, title: Title) -> Result<Box<dyn FragmentWriter>> {

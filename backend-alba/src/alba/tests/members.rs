@@ -75,6 +75,16 @@ async fn state_of(alba: &Alba, id: OsdId) -> OsdState {
     status.osds.iter().find(|osd| osd.id == id).unwrap().state
 }
 
+async fn until_it_is(alba: &Alba, id: OsdId, state: OsdState) {
+    for _ in 0..300 {
+        if state_of(alba, id).await == state {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(state_of(alba, id).await, state);
+}
+
 #[tokio::test]
 async fn a_claimed_osd_is_used_at_once_and_by_one_backend_only() {
     let dir = tempfile::tempdir().unwrap();
@@ -126,12 +136,7 @@ async fn disks_that_are_gone_are_failing_and_come_back() {
     for disk in &mut disks[..2] {
         disk.restart().await;
     }
-    for _ in 0..200 {
-        if state_of(&alba, ids[0]).await == OsdState::Ready {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until_it_is(&alba, ids[0], OsdState::Ready).await;
     check(&alba, "x", &body).await;
     // Wiped, it is another OSD; the one that was stays failing.
     disks[3].stop().await;
@@ -139,8 +144,8 @@ async fn disks_that_are_gone_are_failing_and_come_back() {
     disks[3].restart().await;
     let new = alba.claim_osd(&disks[3].address.to_string()).await.unwrap();
     assert_ne!(new, ids[3]);
-    assert_eq!(state_of(&alba, ids[3]).await, OsdState::Failing);
-    assert_eq!(state_of(&alba, new).await, OsdState::Ready);
+    until_it_is(&alba, ids[3], OsdState::Failing).await;
+    until_it_is(&alba, new, OsdState::Ready).await;
     check(&alba, "x", &body).await;
 }
 
