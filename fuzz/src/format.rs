@@ -1,6 +1,7 @@
 //! Targets for what is stored: the cache's file, journal records, manifests, SCO footers, segment headers, TLogs.
 
 use volumedriver_core::format::cache::{CacheHeader, CachePage, PAGE_BYTES};
+use volumedriver_core::format::framed::{self, FramedEnd, StoredFrame};
 use volumedriver_core::format::journal::{self, BLOCK_BYTES, RecordHeader};
 use volumedriver_core::format::manifest::{Body, Manifest, Opening, Shape};
 use volumedriver_core::format::sco::{ScoFooter, ScoTrailer, TRAILER_BYTES};
@@ -10,12 +11,16 @@ use volumedriver_core::units::{
     ByteCount, ClusterCrc, ClusterSize, Epoch, ManifestNo, NodeId, ScoSeq, Seq, TlogNo,
 };
 
-/// Puts magic, version 1, length and checksum of a frame right. Shorter than an envelope, it stays as it is.
+/// Puts magic, version (1 unless said otherwise), length and checksum of a frame right. Shorter than an envelope, it stays as it is.
 pub(crate) fn reseal(magic: [u8; 4], frame: &mut [u8]) {
+    reseal_as(magic, 1, frame);
+}
+
+fn reseal_as(magic: [u8; 4], version: u32, frame: &mut [u8]) {
     let Ok(len) = u32::try_from(frame.len()) else { return };
     let Some((covered, crc)) = frame.split_last_chunk_mut::<4>() else { return };
     let Some(head) = covered.first_chunk_mut::<12>() else { return };
-    let fields = [magic, 1_u32.to_le_bytes(), len.to_le_bytes()];
+    let fields = [magic, version.to_le_bytes(), len.to_le_bytes()];
     head.copy_from_slice(&fields.concat());
     // The checksum of a cluster is the same CRC-32.
     *crc = ClusterCrc::of(covered).0.to_le_bytes();
@@ -120,6 +125,37 @@ pub fn sco(bytes: &[u8]) {
     let Ok(footer) = ScoFooter::decode(&object) else { return };
     assert_eq!(footer.encode(), object, "{footer:?}");
     assert_eq!(u32::try_from(footer.crcs().len()), Ok(footer.cluster_count));
+}
+
+/// The end of an SCO in frames, and its table as if it had been decrypted.
+pub fn sco_framed(bytes: &[u8]) {
+    let _ = FramedEnd::decode(bytes);
+    let mut object = bytes.to_vec();
+    let Some((footer, trailer)) = object.split_last_chunk_mut::<TRAILER_BYTES>() else { return };
+    let Ok(footer_bytes) = u32::try_from(footer.len()) else { return };
+    reseal_as(*b"VDSF", 2, footer);
+    trailer[12..16].copy_from_slice(&footer_bytes.to_le_bytes());
+    trailer[16..20].copy_from_slice(footer.last_chunk::<4>().unwrap_or(&[0; 4]));
+    reseal_as(*b"VDST", 2, trailer);
+    let Ok(FramedEnd { head, table }) = FramedEnd::decode(&object) else { return };
+    assert_eq!(head.encode_end(table), object, "{head:?}");
+    let Ok(sco) = head.decode_table(table) else { return };
+    let frame = |n: u32| {
+        let (place, packing) = sco.frames.get(n).expect("a frame of the table");
+        let stored_bytes = u32::try_from(place.end - place.start).expect("a frame is small");
+        StoredFrame { packing, stored_bytes }
+    };
+    let frames: Vec<_> = (0..head.frame_count()).map(frame).collect();
+    assert_eq!(framed::encode_table(&frames, &sco.footer.changes), table, "{sco:?}");
+    let all = sco.frames.range(&head.frames_of(0, head.cluster_count));
+    assert_eq!(all.map_or(0, |range| range.end), sco.frames.data_bytes());
+}
+
+pub fn key_marker(bytes: &[u8]) {
+    let _ = framed::decode_key_marker(bytes);
+    let frame = resealed(*b"VDKY", bytes);
+    let Ok((volume, key)) = framed::decode_key_marker(&frame) else { return };
+    assert_eq!(framed::encode_key_marker(volume, key), frame);
 }
 
 pub fn segment(bytes: &[u8]) {

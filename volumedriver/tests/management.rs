@@ -12,8 +12,8 @@ use volumedriver::admin::door::{Command, door};
 use volumedriver::admin::live::{LiveConfig, Source};
 use volumedriver::admin::server::{self, Service};
 use volumedriver::admin::{
-    Attached, BackendInfo, CacheDisk, CacheInfo, CreateSpec, EngineStatus, VdiskInfo, VdiskState,
-    socket,
+    Attached, BackendInfo, CacheDisk, CacheInfo, CreateSpec, EngineStatus, SpaceInfo, VdiskInfo,
+    VdiskState, socket,
 };
 use volumedriver::config::Overrides;
 use volumedriver::metrics::{CacheCounts, Metrics, TierCounts};
@@ -110,6 +110,8 @@ impl Memory {
             backlog: ByteCount(1 << 20),
             upload_lag: Duration::from_millis(1500),
             connections: u64::from(spec.name.starts_with("busy")),
+            space: SpaceInfo { data: ByteCount(3 << 20), stored: ByteCount(1 << 20) },
+            keys: vec!["00112233445566ff".to_owned()],
         };
         self.vdisks.insert(spec.name, info.clone());
         Ok(info)

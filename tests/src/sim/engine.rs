@@ -12,7 +12,7 @@ use volumedriver_core::fault::Result;
 use volumedriver_core::units::{ByteCount, ClusterSize, NodeId};
 
 use super::plan::{BufferSizes, VolumePlan};
-use crate::world::SimWorld;
+use crate::world::{SimWorld, keys};
 
 pub type Volume = volume::Volume<SimWorld>;
 pub use volumedriver::volume::State;
@@ -39,7 +39,8 @@ impl Engine {
             disk: DiskTier::Off,
             cluster_size: ClusterSize::DEFAULT,
         };
-        let config = ShardConfig { node, buffer, cache, metrics: ShardMetrics::detached() };
+        let (metrics, keys) = (ShardMetrics::detached(), keys::ring()?);
+        let config = ShardConfig { node, buffer, cache, metrics, keys };
         let shard = Shard::open(world.clone(), world, config).await?;
         Ok(Self { shard })
     }

@@ -358,7 +358,8 @@ impl Sim {
 
     pub async fn open(&self, engine: &Engine, n: usize) -> Result<Rc<Volume>> {
         let guest = self.guest(n);
-        let plan = &guest.plan;
+        // Another coding in every life: what a crash left half stored is built again in another way.
+        let plan = &guest.plan.coded(self.plan.run.seed, self.crashes);
         while !self.created[n].get() {
             match engine.create(plan).await {
                 Ok(volume) => {

@@ -2,16 +2,21 @@
 
 use std::time::Duration;
 
-use volumedriver::config::settings::{AckLevel, FlushLevel, VdiskSettings};
+use volumedriver::config::settings::{
+    AckLevel, Compression, Encryption, FlushLevel, VdiskSettings,
+};
 use volumedriver_core::units::{ByteCount, ClusterSize, VolumeId};
 
 use super::Run;
 use crate::world::faults::{Canary, Crash, DiskFaults, Faults, PageFaults, StoreFaults, Window};
+use crate::world::keys;
 use crate::world::rng::{Rng, mix};
 
 const MIB: u64 = 1 << 20;
 /// Sets the draws of [`Trouble`] apart from all others.
 const TROUBLE: u64 = 0x7472_6f75_626c_6531;
+/// The same for the draws of compression and encryption.
+const CODING: u64 = 0x636f_6469_6e67_5f31;
 
 /// One run, drawn from its seed.
 #[derive(Clone, Debug)]
@@ -171,6 +176,7 @@ fn draw_volume(n: u64, rng: &mut Rng) -> VolumePlan {
         upload_concurrency: rng.between(1, 4) as usize,
         map_memory: ByteCount(rng.pick(&[(1, 64 << 10), (1, MIB), (1, 64 * MIB)])),
         sco_size: ByteCount(rng.pick(&[(4, MIB), (1, 2 * MIB)])),
+        ..VdiskSettings::default()
     };
     VolumePlan {
         id: VolumeId(rng.bytes16()),
@@ -180,6 +186,32 @@ fn draw_volume(n: u64, rng: &mut Rng) -> VolumePlan {
         cluster_size: ClusterSize::new(cluster).unwrap_or(ClusterSize::DEFAULT),
         settings,
     }
+}
+
+impl VolumePlan {
+    /// The same with a coding of this life of its host. A quarter of the runs has plain SCOs only.
+    #[must_use]
+    pub fn coded(&self, seed: u64, life: u64) -> Self {
+        let mut plan = self.clone();
+        let mut rng = Rng::new(mix(seed ^ CODING));
+        if rng.below(4) > 0 {
+            let mut rng = Rng::new(mix(rng.below(u64::MAX) ^ mix(life) ^ u64::from(self.id.0[0])));
+            draw_coding(&mut plan.settings, &mut rng);
+        }
+        plan
+    }
+}
+
+/// How SCOs are built: a third of them plain.
+fn draw_coding(settings: &mut VdiskSettings, rng: &mut Rng) {
+    settings.encryption_key = [keys::source()].into();
+    if rng.below(3) == 0 {
+        (settings.compression, settings.encryption) = (Compression::None, Encryption::None);
+        return;
+    }
+    settings.compression =
+        rng.pick(&[(1, Compression::None), (2, Compression::Lz4), (2, Compression::Zstd(1))]);
+    settings.encryption = rng.pick(&[(1, Encryption::None), (2, Encryption::Aes256Gcm)]);
 }
 
 /// Faults that no promise may suffer from. Half of the runs have a healthy store.

@@ -11,6 +11,7 @@
 
 pub mod disk;
 pub mod faults;
+pub mod keys;
 pub mod order;
 pub mod pages;
 pub mod rng;

@@ -3,14 +3,16 @@
 //! It follows each volume's manifest chain as the objects arrive, by the same rules a new owner would read it.
 
 use bytes::Bytes;
+use volumedriver::codec::Opened;
 use volumedriver_core::fault::Result;
 use volumedriver_core::format::ChangeKind;
 use volumedriver_core::format::manifest::{Body, Manifest, Shape, ShapeChange, TlogRef};
 use volumedriver_core::format::names;
-use volumedriver_core::format::sco::{ScoFooter, ScoTrailer, TRAILER_BYTES};
+use volumedriver_core::format::sco::{ScoFooter, ScoForm, ScoTrailer, TRAILER_BYTES};
 use volumedriver_core::format::tlog::{Tlog, TlogSco};
 use volumedriver_core::units::{ClusterCrc, ManifestNo};
 
+use super::keys;
 use super::rng::Rng;
 use super::store::Namespace;
 
@@ -30,9 +32,13 @@ pub(crate) fn check_put(space: &mut Namespace, name: &str, body: &[u8]) -> Optio
     } else if name.starts_with(names::TLOG_PREFIX) {
         Tlog::decode(body).map(|tlog| missing_sco(space, &tlog))
     } else if name.starts_with(names::SCO_PREFIX) {
-        footer_of(body).map(|footer| {
+        contents_of(body).map(|(footer, clusters)| {
             let named = names::sco(footer.id);
-            (named != name).then(|| format!("the footer says {named}"))
+            if named != name {
+                return Some(format!("the footer says {named}"));
+            }
+            let sound = clusters.chunks(footer.cluster_size.bytes() as usize).map(ClusterCrc::of);
+            (!sound.eq(footer.crcs())).then(|| "its clusters do not match its footer".to_owned())
         })
     } else {
         Ok(None)
@@ -125,6 +131,32 @@ pub(crate) fn check_delete(space: &Namespace, name: &str) -> Option<String> {
             || shape.runs.iter().any(|run| names::run(run.epoch, run.no) == name)
     };
     reached.then(|| format!("INV-8: {name} is deleted, and manifest {} reaches it", chain.last))
+}
+
+/// Footer and clusters of an SCO, however it is stored.
+fn contents_of(body: &[u8]) -> Result<(ScoFooter, Vec<u8>)> {
+    let trailer = ScoTrailer::decode(body)?;
+    let data_bytes = body.len().saturating_sub(trailer.footer_bytes as usize + TRAILER_BYTES);
+    match trailer.form {
+        ScoForm::Plain => Ok((footer_of(body)?, body[..data_bytes].to_vec())),
+        ScoForm::Framed => {
+            let Opened { footer, frames } = Opened::open(&body[data_bytes..], &*keys::ring()?)?;
+            let clusters = match frames.range(0, footer.cluster_count) {
+                Some(range) => {
+                    let stored = &body[range.start as usize..range.end as usize];
+                    frames.unpack(0, footer.cluster_count, stored)?.to_vec()
+                }
+                None => Vec::new(),
+            };
+            Ok((footer, clusters))
+        }
+    }
+}
+
+/// Whether these are SCOs of the same clusters, built in other ways: a crash does not remember how.
+pub(crate) fn is_same_sco(name: &str, one: &[u8], other: &[u8]) -> bool {
+    let both = (contents_of(one), contents_of(other));
+    name.starts_with(names::SCO_PREFIX) && matches!(both, (Ok(one), Ok(other)) if one == other)
 }
 
 fn footer_of(body: &[u8]) -> Result<ScoFooter> {

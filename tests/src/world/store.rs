@@ -266,9 +266,10 @@ impl State {
         let canary = self.faults.canary;
         if let Some(old) = self.store.object(namespace, &name) {
             // Two owners may race for a manifest number: that is the fence. Any other name belongs to one content.
-            if old.body != body && !name.starts_with(names::MANIFEST_PREFIX) {
+            let same = old.body == body || order::is_same_sco(&name, &old.body, &body);
+            if !same && !name.starts_with(names::MANIFEST_PREFIX) {
                 self.violations
-                    .push(format!("name reused: {namespace}/{name} was put with other bytes"));
+                    .push(format!("name reused: {namespace}/{name} was put with other content"));
             }
             let fenced = name.starts_with(names::MANIFEST_PREFIX);
             if canary != Some(Canary::ReusedName) && !(canary == Some(Canary::NoFence) && fenced) {

@@ -8,7 +8,10 @@ use volumedriver_proto::management as proto;
 
 use super::{BackendInfo, CacheDisk, CacheInfo, VdiskInfo, VdiskState};
 use crate::config::field::Change;
-use crate::config::{AckLevel, ChangedEntry, Entry, FlushLevel, Origin, Reloaded, VdiskSettings};
+use crate::config::{
+    AckLevel, ChangedEntry, Compression, Encryption, Entry, FlushLevel, Origin, Reloaded,
+    VdiskSettings,
+};
 use crate::metrics::TierCounts;
 
 pub fn status_of(fault: Fault) -> Status {
@@ -46,6 +49,9 @@ pub fn vdisk(info: VdiskInfo) -> proto::Vdisk {
         upload_lag_ms: millis(info.upload_lag),
         connections: info.connections,
         settings: Some(settings(&info.settings)),
+        uploaded_data_bytes: info.space.data.0,
+        uploaded_stored_bytes: info.space.stored.0,
+        key_ids: info.keys,
         name: info.name,
     }
 }
@@ -59,6 +65,15 @@ fn settings(settings: &VdiskSettings) -> proto::VdiskSettings {
         FlushLevel::Journal => proto::FlushLevel::Journal,
         FlushLevel::Backend => proto::FlushLevel::Backend,
     };
+    let (compression, level) = match settings.compression {
+        Compression::None => (proto::Compression::None, 0),
+        Compression::Lz4 => (proto::Compression::Lz4, 0),
+        Compression::Zstd(level) => (proto::Compression::Zstd, level),
+    };
+    let encryption = match settings.encryption {
+        Encryption::None => proto::Encryption::None,
+        Encryption::Aes256Gcm => proto::Encryption::Aes256Gcm,
+    };
     proto::VdiskSettings {
         ack: ack.into(),
         flush: flush.into(),
@@ -68,6 +83,9 @@ fn settings(settings: &VdiskSettings) -> proto::VdiskSettings {
         upload_concurrency: settings.upload_concurrency as u64,
         map_memory_bytes: settings.map_memory.0,
         sco_size_bytes: settings.sco_size.0,
+        compression: compression.into(),
+        compression_level: level.into(),
+        encryption: encryption.into(),
     }
 }
 

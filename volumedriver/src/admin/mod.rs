@@ -83,6 +83,16 @@ pub struct VdiskInfo {
     /// Age of the oldest of them.
     pub upload_lag: Duration,
     pub connections: u64,
+    pub space: SpaceInfo,
+    /// Ids of the keys without which it cannot be read.
+    pub keys: Vec<String>,
+}
+
+/// What was uploaded since the vDisk was opened, and the room that takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpaceInfo {
+    pub data: ByteCount,
+    pub stored: ByteCount,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

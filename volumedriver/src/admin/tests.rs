@@ -25,6 +25,8 @@ fn info(name: &str, state: VdiskState) -> VdiskInfo {
         backlog: ByteCount(4096),
         upload_lag: Duration::from_secs(1),
         connections: 0,
+        space: SpaceInfo::default(),
+        keys: Vec::new(),
     }
 }
 

@@ -365,10 +365,16 @@ impl<W: World> VolumeLog<W> {
     /// All clusters of an SCO in order of their index, for its upload. `Invalid` when the buffer does not hold the SCO.
     pub async fn sco_data(&self, sco: ScoSeq) -> Result<Vec<Bytes>> {
         let count = self.inner.tail.borrow().cluster_count(self.volume, sco);
-        let found = match count {
-            Some(0) => return Ok(Vec::new()),
-            Some(count) => self.read(sco, 0, count).await?,
-            None => None,
+        self.sco_part(sco, 0, count.unwrap_or_default()).await
+    }
+
+    /// The same, `count` clusters from `first` on.
+    pub async fn sco_part(&self, sco: ScoSeq, first: u32, count: u32) -> Result<Vec<Bytes>> {
+        let known = self.inner.tail.borrow().cluster_count(self.volume, sco).is_some();
+        let found = match (known, count) {
+            (true, 0) => return Ok(Vec::new()),
+            (true, _) => self.read(sco, first, count).await?,
+            (false, _) => None,
         };
         found.ok_or_else(|| {
             Fault::invalid(format!(

@@ -233,4 +233,12 @@ fields! {
         "SCOs of one vDisk on their way to the backend at a time.";
     MAP_MEMORY = ["vpool"] "map_memory_bytes", Legal::Bytes(Span::new(MIB, TIB)), Number(64 * MIB), Live,
         "Memory for the map of one vDisk; the rest of the map is paged.";
+    COMPRESSION = ["vpool"] "compression", Legal::Text("\"none\", \"lz4\", \"zstd\" or \"zstd:LEVEL\" with a level from 1 to 19"),
+        Text("none"), Live,
+        "How SCOs are compressed, from the next one built on; what does not shrink is stored as it is.";
+    ENCRYPTION = ["vpool"] "encryption", Legal::OneOf(&["none", "aes-256-gcm"]), Text("none"), Live,
+        "How SCOs are encrypted, from the next one built on. Needs encryption_key.";
+    ENCRYPTION_KEY = ["vpool"] "encryption_key", Legal::Text("file:PATH, env:NAME or command:COMMAND, or a list of these"),
+        Derived("none"), Live,
+        "Where the master keys are, 64 hexadecimal digits a line: the first encrypts, all of them decrypt. Read at the start and at every reload.";
 }

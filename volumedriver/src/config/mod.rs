@@ -7,11 +7,13 @@
 //! | `check` | one value against its field |
 //! | `sections` | the whole, section by section, and cross-checks |
 //! | `settings` | what the engine reads per volume |
+//! | `keys` | where master keys come from |
 //! | `reload` | a running configuration against a changed file |
 
 mod check;
 mod endpoint;
 pub mod field;
+pub mod keys;
 mod raw;
 mod reload;
 mod sections;
@@ -20,7 +22,7 @@ pub mod size;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,9 +32,10 @@ use volumedriver_core::units::{ByteCount, ClusterSize};
 
 pub use check::{Entry, Origin};
 pub use endpoint::{BackendUrl, Endpoint, MAX_SOCKET_PATH_BYTES};
+use keys::KeySource;
 pub use reload::{ChangedEntry, Reloaded};
 pub use sections::{MAX_VDISK_NAME_BYTES, check_vdisk_name, holds_two_scos};
-pub use settings::{AckLevel, FlushLevel, VdiskSettings};
+pub use settings::{AckLevel, Compression, Encryption, FlushLevel, VdiskSettings};
 
 /// Directory of the map pages in the data directory.
 pub const PAGES_DIR: &str = "pages";
@@ -152,6 +155,13 @@ impl Config {
     pub fn parse(file: &str, text: &str, data_dir: &Path, overrides: &Overrides) -> Result<Self> {
         let raw = toml::from_str(text).map_err(|e| Fault::invalid(describe(file, text, &e)))?;
         sections::check(file, raw, data_dir, overrides)
+    }
+
+    /// Every place where master keys are, each once.
+    #[must_use]
+    pub fn key_sources(&self) -> BTreeSet<KeySource> {
+        let settings = std::iter::once(&self.vpool.settings).chain(self.vdisks.values());
+        settings.flat_map(|settings| settings.encryption_key.iter().cloned()).collect()
     }
 
     /// The settings of a vDisk: its own section, else its vPool's.

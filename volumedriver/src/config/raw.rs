@@ -58,6 +58,9 @@ section!(RawVpool {
     upload_max_delay_ms,
     upload_concurrency_count,
     map_memory_bytes,
+    compression,
+    encryption,
+    encryption_key,
 });
 section!(
     /// What a vDisk may have of its own; the rest is its vPool's.
@@ -70,6 +73,9 @@ section!(
         upload_max_delay_ms,
         upload_concurrency_count,
         map_memory_bytes,
+        compression,
+        encryption,
+        encryption_key,
     }
 );
 
@@ -85,6 +91,9 @@ impl RawVpool {
             upload_max_delay_ms: self.upload_max_delay_ms.take(),
             upload_concurrency_count: self.upload_concurrency_count.take(),
             map_memory_bytes: self.map_memory_bytes.take(),
+            compression: self.compression.take(),
+            encryption: self.encryption.take(),
+            encryption_key: self.encryption_key.take(),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use toml::Value;
@@ -12,11 +13,12 @@ use volumedriver_core::units::{ByteCount, ClusterSize};
 
 use super::check::{Checker, Origin, quoted};
 use super::field;
+use super::keys::{KeySource, MAX_SOURCES};
 use super::raw::{RawBuffer, RawCache, RawConfig, RawNbd, RawNode, RawTls, RawVdisk, RawVpool};
 use super::{
-    AckLevel, BackendUrl, BufferConfig, CacheConfig, Config, Endpoint, FlushLevel, IoEngine,
-    MetricsConfig, NbdConfig, NodeConfig, Overrides, PAGES_DIR, TlsConfig, TlsFiles, VdiskSettings,
-    VpoolConfig,
+    AckLevel, BackendUrl, BufferConfig, CacheConfig, Compression, Config, Encryption, Endpoint,
+    FlushLevel, IoEngine, MetricsConfig, NbdConfig, NodeConfig, Overrides, PAGES_DIR, TlsConfig,
+    TlsFiles, VdiskSettings, VpoolConfig,
 };
 
 /// Longest vDisk name, bytes. An NBD export name may have 4096, a TOML key anything.
@@ -55,7 +57,7 @@ pub fn check(
         vdisks: BTreeMap::new(),
         entries: Vec::new(),
     };
-    let vdisks = vdisks(&mut checker, raw.vdisk, &config.vpool.settings)?;
+    let vdisks = vdisks(&mut checker, raw.vdisk, &config.vpool.settings, data_dir)?;
     let config = Config { vdisks, ..config };
     check_buffer(&checker, &config.buffer)?;
     check_places(&checker, &config)?;
@@ -323,7 +325,7 @@ fn vpool(
         BackendUrl::Embedded(_) => defaults,
         BackendUrl::Alba { .. } => VdiskSettings { sco_size: ByteCount(64 << 20), ..defaults },
     };
-    let settings = settings(checker, "vpool", raw.take_settings(), defaults)?;
+    let settings = settings(checker, "vpool", raw.take_settings(), defaults, data_dir)?;
     Ok(VpoolConfig { backend, backend_capacity, cluster_size, settings })
 }
 
@@ -348,12 +350,14 @@ fn vdisks(
     checker: &mut Checker<'_>,
     raw: BTreeMap<String, RawVdisk>,
     vpool: &VdiskSettings,
+    data_dir: &Path,
 ) -> Result<BTreeMap<String, VdiskSettings>> {
     let mut vdisks = BTreeMap::new();
     for (name, raw) in raw {
         check_vdisk_name(&name)
             .map_err(|why| why.about(format!("{}: [vdisk.{name}]", checker.file)))?;
-        let settings = settings(checker, &format!("vdisk.{name}"), raw, vpool.clone())?;
+        let section = format!("vdisk.{name}");
+        let settings = settings(checker, &section, raw, vpool.clone(), data_dir)?;
         vdisks.insert(name, settings);
     }
     checker.entries.retain(|e| !(e.section.starts_with("vdisk.") && e.origin == Origin::Default));
@@ -364,9 +368,12 @@ fn vdisks(
 fn settings(
     checker: &mut Checker<'_>,
     section: &str,
-    raw: RawVdisk,
+    mut raw: RawVdisk,
     base: VdiskSettings,
+    data_dir: &Path,
 ) -> Result<VdiskSettings> {
+    let (compression, encryption, encryption_key) =
+        coding(checker, section, &mut raw, &base, data_dir)?;
     let acks = [("memory", AckLevel::Memory), ("buffer", AckLevel::Buffer)];
     let flushes = [("journal", FlushLevel::Journal), ("backend", FlushLevel::Backend)];
     let mut number = |field, typed, base| checker.number_or(field, section, typed, base);
@@ -389,7 +396,63 @@ fn settings(
         upload_concurrency: usize_of(concurrency)?,
         map_memory: ByteCount(map_memory),
         sco_size: ByteCount(sco_size),
+        compression,
+        encryption,
+        encryption_key,
     })
+}
+
+/// How SCOs are built.
+fn coding(
+    checker: &mut Checker<'_>,
+    section: &str,
+    raw: &mut RawVdisk,
+    base: &VdiskSettings,
+    data_dir: &Path,
+) -> Result<(Compression, Encryption, Arc<[KeySource]>)> {
+    let ciphers = [("none", Encryption::None), ("aes-256-gcm", Encryption::Aes256Gcm)];
+    let typed = raw.encryption.take();
+    let encryption =
+        checker.choice(&field::ENCRYPTION, section, typed, (base.encryption, &ciphers))?;
+    let typed = raw.compression.take();
+    let compression = checker.text::<Compression>(&field::COMPRESSION, section, typed)?;
+    let origin = if compression.is_some() { Origin::File } else { Origin::Default };
+    let compression = compression.unwrap_or(base.compression);
+    checker.record(&field::COMPRESSION, section, quoted(&compression.to_string()), origin);
+    let keys = match raw.encryption_key.take() {
+        Some(typed) => key_sources(checker, section, &typed, data_dir)?,
+        None => base.encryption_key.clone(),
+    };
+    if encryption != Encryption::None && keys.is_empty() {
+        let why = "it needs a key: name one in encryption_key";
+        return Err(checker.conflict(&field::ENCRYPTION, section, encryption, why));
+    }
+    Ok((compression, encryption, keys))
+}
+
+/// One source or a list of them.
+fn key_sources(
+    checker: &mut Checker<'_>,
+    section: &str,
+    typed: &Value,
+    data_dir: &Path,
+) -> Result<Arc<[KeySource]>> {
+    let field = &field::ENCRYPTION_KEY;
+    let list = match typed {
+        Value::String(_) => std::slice::from_ref(typed),
+        Value::Array(list) if (1..=MAX_SOURCES).contains(&list.len()) => list,
+        _ => return Err(checker.illegal(field, section, typed, None)),
+    };
+    let mut sources = Vec::with_capacity(list.len());
+    for item in list {
+        let text = item.as_str().ok_or_else(|| checker.illegal(field, section, typed, None))?;
+        let source = KeySource::from_str(text)
+            .map_err(|why| checker.illegal(field, section, typed, Some(why.about(text))))?;
+        sources.push(source.within(data_dir));
+    }
+    let shown: Vec<String> = sources.iter().map(|source| quoted(&source.to_string())).collect();
+    checker.record(field, section, format!("[{}]", shown.join(", ")), Origin::File);
+    Ok(sources.into())
 }
 
 /// Most segment files of a write buffer.

@@ -6,6 +6,7 @@ use volumedriver_core::fault::Kind;
 use volumedriver_core::units::{ByteCount, ClusterSize};
 
 use super::field::{self, Change, Field, Legal, Preset};
+use super::keys::KeySource;
 use super::*;
 
 const MIB: u64 = 1 << 20;
@@ -56,6 +57,9 @@ fn defaults_are_those_that_are_promised() {
             upload_concurrency: 4,
             map_memory: ByteCount(64 * MIB),
             sco_size: ByteCount(16 * MIB),
+            compression: Compression::None,
+            encryption: Encryption::None,
+            encryption_key: [].into(),
         }
     );
     assert!(config.entries.iter().all(|entry| entry.origin == Origin::Default));
@@ -145,7 +149,7 @@ fn with(field: &Field, value: &str) -> String {
     let partner = match (field.key, value) {
         ("capacity_bytes", "\"8TiB\"") => "segment_bytes = \"1GiB\"",
         ("capacity_bytes", _) => "segment_bytes = \"32MiB\"",
-        ("memory_bytes", _) => "batch_bytes = \"64KiB\"",
+        ("memory_bytes", _) if field.section == "buffer" => "batch_bytes = \"64KiB\"",
         ("segment_bytes", _) => "capacity_bytes = \"30GiB\"",
         _ => "",
     };
@@ -195,7 +199,11 @@ fn every_choice_and_text_is_refused_by_name() {
             Legal::OneOf(names) => {
                 for name in *names {
                     let tls = "certificate = \"c\"\nkey = \"k\"";
-                    let more = if field.section == "nbd.tls" { tls } else { "" };
+                    let more = match (field.section, field.key) {
+                        ("nbd.tls", _) => tls,
+                        (_, "encryption") => "encryption_key = \"env:KEY\"",
+                        _ => "",
+                    };
                     let text = format!("[{}]\n{} = {name:?}\n{more}", field.section, field.key);
                     assert!(parse(&text).is_ok(), "{text}");
                 }
@@ -212,6 +220,52 @@ fn every_choice_and_text_is_refused_by_name() {
             }
         }
     }
+}
+
+#[test]
+fn coding_is_of_the_vpool_or_the_vdisk() {
+    let text = "[vpool]\ncompression = \"zstd\"\nencryption = \"aes-256-gcm\"\n\
+                encryption_key = [\"file:a.key\", \"env:OLD\"]\n\
+                [vdisk.a]\ncompression = \"lz4\"\nencryption_key = \"command:cat /k | head -1\"\n\
+                [vdisk.b]\ncompression = \"zstd:19\"\nencryption = \"none\"";
+    let config = parse(text).unwrap();
+    let vpool = &config.vpool.settings;
+    assert_eq!(
+        (vpool.compression, vpool.encryption),
+        (Compression::Zstd(1), Encryption::Aes256Gcm)
+    );
+    let sources = [KeySource::File("/data/a.key".into()), KeySource::Env("OLD".into())];
+    assert_eq!(*vpool.encryption_key, sources);
+    let (a, b) = (config.settings_of("a"), config.settings_of("b"));
+    assert_eq!((a.compression, a.encryption), (Compression::Lz4, Encryption::Aes256Gcm));
+    assert_eq!(*a.encryption_key, [KeySource::Command("cat /k | head -1".into())]);
+    assert_eq!((b.compression, b.encryption), (Compression::Zstd(19), Encryption::None));
+    assert_eq!(b.encryption_key, vpool.encryption_key);
+    let entry = |section: &str, key| {
+        let found = config.entries.iter().find(|e| e.section == section && e.field.key == key);
+        found.map(|entry| entry.value.clone())
+    };
+    let shown = "[\"file:/data/a.key\", \"env:OLD\"]";
+    assert_eq!(entry("vpool", "encryption_key").as_deref(), Some(shown));
+    assert_eq!(entry("vdisk.b", "compression").as_deref(), Some("\"zstd:19\""));
+    assert_eq!(entry("vdisk.b", "encryption_key"), None);
+    for (key, wrong) in [
+        ("compression", "\"zstd:0\""),
+        ("compression", "\"zstd:20\""),
+        ("compression", "\"zstd:+1\""),
+        ("compression", "\"gzip\""),
+        ("encryption", "\"aes\""),
+        ("encryption_key", "\"/k\""),
+        ("encryption_key", "\"file:\""),
+        ("encryption_key", "\"env:A=B\""),
+        ("encryption_key", "[]"),
+        ("encryption_key", "[\"env:A\", 1]"),
+    ] {
+        let message = refusal(&format!("[vdisk.a]\n{key} = {wrong}"));
+        assert!(message.contains("[vdisk.a]") && message.contains(wrong), "{message}");
+    }
+    let message = refusal("[vpool]\nencryption = \"aes-256-gcm\"");
+    assert!(message.contains("encryption = aes-256-gcm") && message.contains("encryption_key"));
 }
 
 #[test]
@@ -427,7 +481,7 @@ fn every_field_is_described_once_and_recorded() {
     }
     let live = field::ALL.iter().filter(|field| field.change == Change::Live);
     assert!(live.clone().all(|field| field.section == "vpool"), "what a reload takes over");
-    assert_eq!(live.count(), 9);
+    assert_eq!(live.count(), 12);
 }
 
 #[test]

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
 use serde_json::Value;
 use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::format::cache::{self, CacheHeader, CachePage, FileState};
+use volumedriver_core::format::framed::{self, FRAME_BYTES, FramedHead, KeyId, Packing};
 use volumedriver_core::format::journal::{self, Entry, RecordHeader, Section};
 use volumedriver_core::format::manifest::{Body, Manifest, Opening, Shape};
 use volumedriver_core::format::page::{self, PageRun};
@@ -33,11 +35,15 @@ pub fn inspect(data_dir: Option<&Path>) -> Result<Findings> {
 const VOLUME: VolumeId = VolumeId([0; 16]);
 const NODE: NodeId = NodeId([0; 16]);
 const EPOCH: Epoch = Epoch(1);
+const KEY: KeyId = KeyId([0; 8]);
 
 /// Every format: its magic and version as they stand in its first bytes.
 fn formats() -> Result<Doc> {
     let sco = sample_sco().encode();
     let trailer = sco.len().saturating_sub(sco::TRAILER_BYTES);
+    let framed = sample_framed_end();
+    let framed_trailer = framed.len().saturating_sub(sco::TRAILER_BYTES);
+    let framed_trailer = framed.get(framed_trailer..).unwrap_or_default();
     let mut record = [0; journal::BLOCK_BYTES];
     sample_record().encode(&mut record)?;
     let mut segment = [0; journal::BLOCK_BYTES];
@@ -54,6 +60,9 @@ fn formats() -> Result<Doc> {
         ("segment header", &segment[..], Some(journal::BLOCK_BYTES)),
         ("SCO footer", &sco[..], None),
         ("SCO trailer", sco.get(trailer..).unwrap_or_default(), Some(sco::TRAILER_BYTES)),
+        ("footer of SCO in frames", &framed[..], None),
+        ("trailer of SCO in frames", framed_trailer, Some(sco::TRAILER_BYTES)),
+        ("key marker", &framed::encode_key_marker(VOLUME, KEY), None),
         ("TLog", &sample_tlog().encode(), None),
         ("manifest", &sample_manifest().encode(), None),
         ("map page", &page, None),
@@ -83,6 +92,7 @@ fn units() -> Doc {
         ("min_cluster_size_bytes", ClusterSize::MIN.into()),
         ("max_cluster_size_bytes", ClusterSize::MAX.into()),
         ("page_clusters", PAGE_CLUSTERS.into()),
+        ("frame_bytes", FRAME_BYTES.into()),
         ("max_op_bytes", MAX_OP_BYTES.into()),
         ("max_volume_bytes", MAX_VOLUME_BYTES.into()),
         ("max_sco_position", Location::MAX_SCO.into()),
@@ -98,6 +108,7 @@ fn object_names() -> Doc {
         ("tlog", names::tlog(EPOCH, TlogNo(1)).into()),
         ("manifest", names::manifest(ManifestNo(1)).into()),
         ("run", names::run(EPOCH, RunNo(1)).into()),
+        ("key", names::key(KEY).into()),
     ])
 }
 
@@ -109,6 +120,12 @@ fn sample_sco() -> ScoFooter {
     let id = ScoId { epoch: EPOCH, seq: ScoSeq(1) };
     let cluster_size = ClusterSize::DEFAULT;
     ScoFooter { volume: VOLUME, id, cluster_size, cluster_count: 0, changes: vec![hole()] }
+}
+
+fn sample_framed_end() -> Bytes {
+    let footer = sample_sco();
+    let head = FramedHead::new(&footer, Packing::Stored, FRAME_BYTES, None);
+    head.encode_end(&framed::encode_table(&[], &footer.changes))
 }
 
 fn sample_tlog() -> Tlog {

@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use volumedriver_core::fault::{Fault, Result};
 
+use crate::codec::KeyRing;
+use crate::config::keys::KeySource;
 use crate::world::ObjectStore;
 
 pub use doc::{Doc, Form, Report, Rows};
@@ -32,8 +34,26 @@ pub struct InspectArgs {
     /// The object backend, for `object`, `vdisk` and `map`; default: the embedded one of --data-dir
     #[arg(long, global = true, value_name = "URL")]
     pub backend: Option<String>,
+    /// Where the keys of encrypted SCOs are: file:PATH, env:NAME or command:COMMAND; may be given several times
+    #[arg(long, global = true, value_name = "SOURCE")]
+    pub key: Vec<KeySource>,
     #[command(subcommand)]
     pub what: What,
+}
+
+impl InspectArgs {
+    /// How much to show, and with which keys. Reads the keys.
+    pub fn view(&self) -> Result<View> {
+        Ok(View { all: self.all, keys: KeyRing::load(&self.key)? })
+    }
+}
+
+/// How something is looked at.
+#[derive(Debug, Default)]
+pub struct View {
+    /// Every record, change and extent.
+    pub all: bool,
+    pub keys: KeyRing,
 }
 
 #[derive(Debug, Subcommand)]
@@ -120,11 +140,12 @@ impl What {
 }
 
 /// Inspects local files.
-pub fn local(what: &What, all: bool, data_dir: Option<&Path>) -> Result<Findings> {
+pub fn local(what: &What, view: &View, data_dir: Option<&Path>) -> Result<Findings> {
+    let all = view.all;
     match what {
         What::Layout => layout::inspect(data_dir),
         What::Journal { path } => journal::inspect(path, all),
-        What::Sco { file } => sco::inspect(&file::FileBytes::open(file)?, all),
+        What::Sco { file } => sco::inspect(&file::FileBytes::open(file)?, view),
         What::Tlog { file } => tlog::inspect(&file::read_frame(file)?, all),
         What::Manifest { file } => manifest::inspect(&file::read_frame(file)?),
         What::Run { file } => object::inspect_run(&file::FileBytes::open(file)?, all),
@@ -135,9 +156,9 @@ pub fn local(what: &What, all: bool, data_dir: Option<&Path>) -> Result<Findings
 }
 
 /// Inspects what is on the backend.
-pub async fn remote(what: &What, all: bool, store: &impl ObjectStore) -> Result<Findings> {
+pub async fn remote(what: &What, view: &View, store: &impl ObjectStore) -> Result<Findings> {
     match what {
-        What::Object { object } => object::inspect(store, object, all).await,
+        What::Object { object } => object::inspect(store, object, view).await,
         What::Vdisk { name } => stored::inspect_vdisk(store, name).await,
         What::Map { name, first, count } => stored::inspect_map(store, name, *first, *count).await,
         What::Layout

@@ -3,12 +3,13 @@
 use bytes::Bytes;
 use serde_json::Value;
 use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::format::framed;
 use volumedriver_core::format::names;
 use volumedriver_core::format::run::{MapExtent, RunIndex, TRAILER_BYTES, Tail, decode_tail};
 use volumedriver_core::units::Mapping;
 
 use super::file::{Fetched, Source};
-use super::{Doc, Findings, Rows, manifest, sco, tlog};
+use super::{Doc, Findings, Rows, View, manifest, sco, tlog};
 use crate::world::ObjectStore;
 
 /// Largest object that is fetched, bytes: the largest SCO with its footer, or a large map run.
@@ -16,23 +17,25 @@ const MAX_OBJECT_BYTES: u64 = 1 << 30;
 /// Bytes fetched at a time.
 const CHUNK_BYTES: u64 = 4 << 20;
 
-pub async fn inspect(store: &impl ObjectStore, object: &str, all: bool) -> Result<Findings> {
+pub async fn inspect(store: &impl ObjectStore, object: &str, view: &View) -> Result<Findings> {
     let (namespace, name) = object
         .split_once('/')
         .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty())
         .ok_or_else(|| Fault::invalid(format!("{object:?} is not NAMESPACE/NAME")))?;
     let fetched = fetch(store, namespace, name).await?;
     if names::sco_id(name).is_some() {
-        sco::inspect(&fetched, all)
+        sco::inspect(&fetched, view)
     } else if names::tlog_id(name).is_some() {
-        tlog::inspect(&fetched, all)
+        tlog::inspect(&fetched, view.all)
     } else if names::manifest_no(name).is_some() {
         manifest::inspect(&fetched)
     } else if names::run_id(name).is_some() {
-        inspect_run(&fetched, all)
+        inspect_run(&fetched, view.all)
+    } else if names::key_id(name).is_some() {
+        inspect_key(&fetched)
     } else {
         Err(Fault::invalid(format!(
-            "{object}: {} bytes, but the name is not one of an SCO, TLog, manifest or map run",
+            "{object}: {} bytes, but the name is not one of an SCO, TLog, manifest, map run or key marker",
             fetched.bytes.len()
         )))
     }
@@ -61,6 +64,17 @@ pub async fn fetch(store: &impl ObjectStore, namespace: &str, name: &str) -> Res
         bytes.extend_from_slice(&piece);
     }
     Ok(Fetched { name: shown, bytes: bytes.into() })
+}
+
+/// A key marker.
+fn inspect_key(object: &Fetched) -> Result<Findings> {
+    let (volume, key) =
+        framed::decode_key_marker(&object.bytes).map_err(|fault| fault.about(&object.name))?;
+    Ok(Findings::sound(Doc::Fields(vec![
+        ("object_bytes", object.len().into()),
+        ("volume", volume.to_string().into()),
+        ("key", key.to_string().into()),
+    ])))
 }
 
 /// A map run: its header and blocks; every block is decoded, its extents are listed when `all` are wanted.

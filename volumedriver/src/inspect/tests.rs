@@ -18,6 +18,9 @@ use volumedriver_core::format::{Change, ChangeKind, names};
 use volumedriver_core::units::*;
 
 use super::*;
+use crate::codec::{Coding, KeyRing, ScoBuilder};
+use crate::config::Compression;
+use crate::config::keys::KeySource;
 use crate::world::{ObjectInfo, Purpose, Put};
 
 const VOLUME: VolumeId = VolumeId([0xab; 16]);
@@ -48,6 +51,10 @@ impl Files {
         std::fs::write(&path, bytes).unwrap();
         path
     }
+}
+
+fn all() -> View {
+    View { all: true, ..View::default() }
 }
 
 fn document(findings: &Findings) -> Value {
@@ -82,7 +89,7 @@ fn sco_bytes() -> Vec<u8> {
 }
 
 fn sco(path: &Path) -> Result<Findings> {
-    local(&What::Sco { file: path.to_owned() }, true, None)
+    local(&What::Sco { file: path.to_owned() }, &all(), None)
 }
 
 #[test]
@@ -114,6 +121,77 @@ fn an_sco_is_shown_and_verified() {
     assert_eq!(document(&findings)["damaged_cluster_count"], 1);
 }
 
+fn ring(key: &str) -> KeyRing {
+    let mut ring = KeyRing::default();
+    ring.add(&KeySource::Env("KEY".to_owned()), key.repeat(64).as_bytes()).unwrap();
+    ring
+}
+
+/// Twenty clusters that shrink, in frames.
+fn framed_sco(coding: Coding, keys: &KeyRing) -> Vec<u8> {
+    let clusters: Vec<[u8; CLUSTER]> = (0..20).map(|n| [n; CLUSTER]).collect();
+    let footer = ScoFooter {
+        volume: VOLUME,
+        id: ScoId { epoch: EPOCH, seq: ScoSeq(1) },
+        cluster_size: ClusterSize::DEFAULT,
+        cluster_count: 20,
+        changes: vec![data(1, 10, 0, &clusters)],
+    };
+    let mut builder = ScoBuilder::new(footer, coding, keys, [7; 16]).unwrap();
+    builder.push(&[clusters.concat().into()]);
+    builder.finish().unwrap().body.concat()
+}
+
+#[test]
+fn an_sco_in_frames_is_shown_and_verified_with_its_key() {
+    let files = Files::new();
+    let keys = ring("a");
+    let key = keys.current(&[KeySource::Env("KEY".to_owned())]);
+    let coding = Coding { compression: Compression::Lz4, key, frame_bytes: 32 << 10 };
+    let mut bytes = framed_sco(coding, &keys);
+    let path = files.put("sco", &bytes);
+    let look = |keys: KeyRing| {
+        local(&What::Sco { file: path.clone() }, &View { keys, ..all() }, None).unwrap()
+    };
+    let findings = look(ring("a"));
+    findings.verdict().unwrap();
+    let found = document(&findings);
+    let id = key.unwrap().to_string();
+    for (field, value) in [
+        ("compression", json!("lz4")),
+        ("encryption", json!("aes-256-gcm")),
+        ("key", json!(id)),
+        ("frame_count", json!(3)),
+        ("frames_lz4_count", json!(3)),
+        ("data_bytes", json!(20 * CLUSTER)),
+        ("change_count", json!(1)),
+        ("damaged_cluster_count", json!(0)),
+    ] {
+        assert_eq!(found[field], value, "{field}");
+    }
+    assert!(found["stored_percent"].as_u64().unwrap() < 5, "{found}");
+    // Without the key, what is in the clear.
+    for keys in [ring("b"), KeyRing::default()] {
+        let findings = look(keys);
+        findings.verdict().unwrap();
+        let found = document(&findings);
+        assert_eq!((&found["key"], &found["changes"]), (&json!(id), &json!(null)));
+        assert!(found["verified"].as_str().unwrap().contains("--key"));
+    }
+    bytes[300] ^= 1;
+    files.put("sco", &bytes);
+    let findings = look(ring("a"));
+    assert_eq!(document(&findings)["damaged_cluster_count"], 8);
+    let said = findings.verdict().unwrap_err().to_string();
+    assert!(said.contains("clusters ") && said.contains("was not encrypted so"), "{said}");
+    // Compressed only: nothing is asked for.
+    let coding = Coding { compression: Compression::Zstd(3), key: None, frame_bytes: 32 << 10 };
+    files.put("sco", &framed_sco(coding, &keys));
+    let found = document(&look(KeyRing::default()));
+    assert_eq!((&found["encryption"], &found["key"]), (&json!("none"), &json!(null)));
+    assert_eq!((&found["compression"], &found["frames_zstd_count"]), (&json!("zstd"), &json!(3)));
+}
+
 #[test]
 fn a_damaged_end_of_an_sco_is_named() {
     let files = Files::new();
@@ -139,7 +217,7 @@ fn golden_objects_are_shown() {
     let files = Files::new();
     let tlog = golden(include_str!("../../core/src/format/golden/tlog.v1.hex"));
     let file = files.put("tlog", &tlog);
-    let found = document(&local(&What::Tlog { file }, true, None).unwrap());
+    let found = document(&local(&What::Tlog { file }, &all(), None).unwrap());
     assert_eq!((&found["epoch"], &found["number"]), (&json!(3), &json!(9)));
     assert_eq!(found["scos"][0]["sco"], "00000002-000000000040");
     assert_eq!(found["scos"][0]["object_bytes"], 267_712);
@@ -151,20 +229,23 @@ fn golden_objects_are_shown() {
     ] {
         let bytes = golden(text);
         let file = files.put(name, &bytes);
-        let found = document(&local(&What::Manifest { file: file.clone() }, false, None).unwrap());
+        let found = document(
+            &local(&What::Manifest { file: file.clone() }, &View::default(), None).unwrap(),
+        );
         assert_eq!(found["kind"], name);
         for at in 0..bytes.len() {
             let mut bytes = bytes.clone();
             bytes[at] ^= 1;
             files.put(name, &bytes);
-            let fault = local(&What::Manifest { file: file.clone() }, false, None).unwrap_err();
+            let fault =
+                local(&What::Manifest { file: file.clone() }, &View::default(), None).unwrap_err();
             assert!(fault.to_string().contains(name), "{at}: {fault}");
         }
     }
 
     let run = golden(include_str!("../../core/src/format/golden/run.v1.hex"));
     let file = files.put("run", &run);
-    let findings = local(&What::Run { file: file.clone() }, true, None).unwrap();
+    let findings = local(&What::Run { file: file.clone() }, &all(), None).unwrap();
     findings.verdict().unwrap();
     let found = document(&findings);
     assert_eq!(found["extents"].as_array().unwrap().len() as u64, found["extent_count"]);
@@ -172,11 +253,11 @@ fn golden_objects_are_shown() {
     damaged[48 + 20] ^= 1;
     files.put("run", &damaged);
     let fault =
-        local(&What::Run { file: file.clone() }, true, None).unwrap().verdict().unwrap_err();
+        local(&What::Run { file: file.clone() }, &all(), None).unwrap().verdict().unwrap_err();
     assert!(fault.to_string().contains("run: block at 48"), "{fault}");
     for cut in 0..run.len() {
         files.put("run", &run[..cut]);
-        assert!(local(&What::Run { file: file.clone() }, true, None).is_err(), "{cut}");
+        assert!(local(&What::Run { file: file.clone() }, &all(), None).is_err(), "{cut}");
     }
 }
 
@@ -215,7 +296,7 @@ fn segment(use_no: u64, first_record: u64, records: u64) -> Vec<u8> {
 }
 
 fn journal(path: &Path) -> Findings {
-    local(&What::Journal { path: path.to_owned() }, true, None).unwrap()
+    local(&What::Journal { path: path.to_owned() }, &all(), None).unwrap()
 }
 
 #[test]
@@ -310,7 +391,7 @@ fn no_bytes_make_it_panic() {
                 What::Run { file: file.clone() },
                 What::Journal { path: file.clone() },
             ] {
-                if let Ok(findings) = local(&what, true, None) {
+                if let Ok(findings) = local(&what, &all(), None) {
                     assert!(findings.report().json.is_object());
                 }
             }
@@ -322,7 +403,7 @@ fn no_bytes_make_it_panic() {
 fn the_layout_is_what_is_written_down() {
     let files = Files::new();
     files.put("layout", b"version = 1\nnode = \"ab\"\nshards = 1\n");
-    let found = document(&local(&What::Layout, false, Some(files.dir.path())).unwrap());
+    let found = document(&local(&What::Layout, &View::default(), Some(files.dir.path())).unwrap());
     let format = |name: &str, magic: &str, fixed: Value| json!({"format": name, "magic": magic, "version": 1, "fixed_bytes": fixed});
     assert_eq!(
         found["formats"],
@@ -331,6 +412,9 @@ fn the_layout_is_what_is_written_down() {
             format("segment header", "VDWB", json!(4096)),
             format("SCO footer", "VDSF", json!(null)),
             format("SCO trailer", "VDST", json!(64)),
+            json!({"format": "footer of SCO in frames", "magic": "VDSF", "version": 2, "fixed_bytes": null}),
+            json!({"format": "trailer of SCO in frames", "magic": "VDST", "version": 2, "fixed_bytes": 64}),
+            format("key marker", "VDKY", json!(null)),
             format("TLog", "VDTL", json!(null)),
             format("manifest", "VDMF", json!(null)),
             format("map page", "VDPG", json!(null)),
@@ -347,6 +431,7 @@ fn the_layout_is_what_is_written_down() {
             "min_cluster_size_bytes": 4096,
             "max_cluster_size_bytes": 65536,
             "page_clusters": 512,
+            "frame_bytes": 32_768,
             "max_op_bytes": 262_144,
             "max_volume_bytes": 1_u64 << 50,
             "max_sco_position": (1_u64 << 47) - 1,
@@ -422,7 +507,7 @@ impl ObjectStore for Store {
 
 fn ask(store: &Store, what: &What) -> Result<Findings> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(remote(what, true, store))
+    runtime.block_on(remote(what, &all(), store))
 }
 
 fn manifest(no: u64, body: Body) -> Manifest {

@@ -128,6 +128,8 @@ fn latency_histogram() -> Histogram {
 pub struct VolumeGauges {
     backlog: AtomicU64,
     buffered: AtomicU64,
+    uploaded_data: AtomicU64,
+    uploaded_stored: AtomicU64,
     said: Mutex<Said>,
 }
 
@@ -143,6 +145,8 @@ impl VolumeGauges {
         Self {
             backlog: AtomicU64::new(0),
             buffered: AtomicU64::new(0),
+            uploaded_data: AtomicU64::new(0),
+            uploaded_stored: AtomicU64::new(0),
             said: Mutex::new(Said { state: "opening", oldest: None }),
         }
     }
@@ -153,6 +157,11 @@ impl VolumeGauges {
     /// Bytes of the write buffer it holds.
     pub fn set_buffered(&self, bytes: ByteCount) {
         self.buffered.store(bytes.0, Relaxed);
+    }
+    /// Bytes of clusters uploaded since it was opened, and of the objects they are in.
+    pub fn set_uploaded(&self, data: ByteCount, stored: ByteCount) {
+        self.uploaded_data.store(data.0, Relaxed);
+        self.uploaded_stored.store(stored.0, Relaxed);
     }
     /// How old the oldest change is that is not on the backend; it goes on ageing by itself. `None`: all is there.
     pub fn set_lag(&self, age: Option<Duration>) {

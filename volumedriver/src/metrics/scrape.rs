@@ -157,6 +157,12 @@ fn encode_volumes(encoder: &mut DescriptorEncoder<'_>, volumes: &Volumes) -> Res
         volumes,
         lag,
     )?;
+    let data = |gauges: &VolumeGauges| gauges.uploaded_data.load(relaxed) as f64;
+    let stored = |gauges: &VolumeGauges| gauges.uploaded_stored.load(relaxed) as f64;
+    let help = "Clusters uploaded since it was opened";
+    gauge(encoder, ("volume_uploaded_data", help, Unit::Bytes), volumes, data)?;
+    let help = "Objects that the clusters uploaded since it was opened are in";
+    gauge(encoder, ("volume_uploaded_stored", help, Unit::Bytes), volumes, stored)?;
     let help = "1 for the state the volume is in";
     let mut family = encoder.encode_descriptor("volume_state", help, None, MetricType::Gauge)?;
     for (name, gauges) in volumes {

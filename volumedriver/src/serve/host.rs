@@ -14,11 +14,13 @@ use volumedriver_core::units::{ByteCount, Epoch, ManifestNo, NodeId, Seq, Volume
 use super::world::RealWorld;
 use crate::admin::door::Command;
 use crate::admin::{
-    Attached, BackendInfo, CacheDisk, CacheInfo, CreateSpec, EngineStatus, VdiskInfo, VdiskState,
+    Attached, BackendInfo, CacheDisk, CacheInfo, CreateSpec, EngineStatus, SpaceInfo, VdiskInfo,
+    VdiskState,
 };
 use crate::buffer;
 use crate::cache::ssd::{REGION_BYTES, SsdConfig, SsdState};
 use crate::cache::{self, DiskTier};
+use crate::codec::KeyRing;
 use crate::config::{Config, VdiskSettings};
 use crate::io;
 use crate::io::disk::RealDisk;
@@ -44,6 +46,7 @@ pub(super) struct Kit {
     pub store: AnyStore,
     pub pages: Pages,
     pub registry: Registry,
+    pub keys: Arc<KeyRing>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -83,7 +86,7 @@ impl Host {
         check_room(&disk, config).await?;
         let world = RealWorld::new(disk, kit.store.clone(), kit.pages.clone());
         let (cache_world, cache_disk) = cache_world(&world, config, (kit.node, kit.engine)).await;
-        let sizes = shard_config(config, kit.node, &kit.metrics, cache_disk);
+        let sizes = shard_config(config, kit.node, &kit.metrics, (cache_disk, kit.keys));
         let shard = Shard::open(world, cache_world, sizes).await?;
         let host = Rc::new(Self {
             shard,
@@ -234,10 +237,7 @@ impl Host {
             Command::Flush(name, answer) => answer.send(self.flush(&name).await).is_err(),
             Command::Status(answer) => answer.send(Ok(self.status())).is_err(),
             Command::Backend(answer) => answer.send(Ok(self.backend().await)).is_err(),
-            Command::Reload(config, answer) => {
-                self.reload(config);
-                answer.send(Ok(())).is_err()
-            }
+            Command::Reload(config, answer) => answer.send(self.reload(config).await).is_err(),
         };
     }
 
@@ -310,6 +310,8 @@ impl Host {
             backlog: volume.backlog(),
             upload_lag: volume.upload_lag(),
             connections: self.directory.connections(name),
+            space: space_of(volume),
+            keys: volume.keys().iter().map(ToString::to_string).collect(),
         }
     }
 
@@ -382,10 +384,37 @@ impl Host {
         }
     }
 
-    fn reload(&self, config: Arc<Config>) {
+    /// Keys are read again too; refused when one is gone that an open vDisk needs.
+    async fn reload(self: &Rc<Self>, config: Arc<Config>) -> Result<()> {
+        let shared = self.shard.shared();
+        let sources = config.key_sources();
+        let keys = shared.world.compute(move || KeyRing::load(&sources)).await?;
+        for volume in self.shard.volumes() {
+            if let Some(gone) = volume.keys().into_iter().find(|key| !keys.has(*key)) {
+                return Err(keys.lacks(gone, &format!("vDisk {}", volume.name())));
+            }
+        }
+        shared.backend.set_keys(Arc::new(keys));
         self.state.borrow_mut().config = config;
+        self.open_failed();
         for volume in self.shard.volumes() {
             volume.set_settings(self.settings_of(volume.name()));
+        }
+        Ok(())
+    }
+
+    /// What could not be opened perhaps can be now.
+    fn open_failed(self: &Rc<Self>) {
+        let mut entries = Vec::new();
+        for (name, known) in &mut self.state.borrow_mut().vdisks {
+            if known.failed.take().is_some() {
+                let entry = Entry { name: name.clone(), id: known.id, standing: Standing::Present };
+                entries.push(entry);
+            }
+        }
+        for entry in entries {
+            self.announce(&entry);
+            tokio::task::spawn_local(self.clone().open_one(entry));
         }
     }
 
@@ -396,6 +425,8 @@ impl Host {
                 let gauges = self.metrics.volume(volume.name());
                 gauges.set_backlog(volume.backlog());
                 gauges.set_buffered(volume.held());
+                let space = volume.space();
+                gauges.set_uploaded(ByteCount(space.data_bytes), ByteCount(space.stored_bytes));
                 let lag = volume.upload_lag();
                 gauges.set_lag((lag > Duration::ZERO).then_some(lag));
                 gauges.set_state(state_of(&volume).name());
@@ -443,7 +474,14 @@ fn closed_info(name: &str, known: &Listed) -> VdiskInfo {
         backlog: ByteCount(0),
         upload_lag: Duration::ZERO,
         connections: 0,
+        space: SpaceInfo::default(),
+        keys: Vec::new(),
     }
+}
+
+fn space_of(volume: &Volume<RealWorld>) -> SpaceInfo {
+    let space = volume.space();
+    SpaceInfo { data: ByteCount(space.data_bytes), stored: ByteCount(space.stored_bytes) }
 }
 
 /// A buffer that cannot become as large as configured is refused before its first segment is made. Later, when something
@@ -509,7 +547,12 @@ async fn check_cache_room(disk: &RealDisk, buffer: &RealDisk, config: &Config) -
     )))
 }
 
-fn shard_config(config: &Config, node: NodeId, metrics: &Metrics, disk: DiskTier) -> ShardConfig {
+fn shard_config(
+    config: &Config,
+    node: NodeId,
+    metrics: &Metrics,
+    (disk, keys): (DiskTier, Arc<KeyRing>),
+) -> ShardConfig {
     let buffer = &config.buffer;
     ShardConfig {
         node,
@@ -528,5 +571,6 @@ fn shard_config(config: &Config, node: NodeId, metrics: &Metrics, disk: DiskTier
             cluster_size: config.vpool.cluster_size,
         },
         metrics: metrics.open_shard(),
+        keys,
     }
 }

@@ -5,22 +5,23 @@ use std::path::Path;
 use volumedriver_core::fault::{Fault, Result};
 
 use crate::config::BackendUrl;
-use crate::inspect::{self, Findings, Form, InspectArgs};
+use crate::inspect::{self, Findings, Form, InspectArgs, View};
 use crate::metrics::Metrics;
 use crate::store::AnyStore;
 
 /// Prints what was found, then fails if any of it is damaged.
 pub fn inspect(args: &InspectArgs, data_dir: Option<&Path>, form: Form) -> Result<()> {
+    let view = args.view()?;
     let findings = match args.what.needs_store() {
-        false => inspect::local(&args.what, args.all, data_dir)?,
-        true => remote(args, data_dir)?,
+        false => inspect::local(&args.what, &view, data_dir)?,
+        true => remote(args, &view, data_dir)?,
     };
     findings.report().print(form)?;
     findings.verdict()
 }
 
 /// Objects come from the store of `--backend`, else from the embedded one of the data directory.
-fn remote(args: &InspectArgs, data_dir: Option<&Path>) -> Result<Findings> {
+fn remote(args: &InspectArgs, view: &View, data_dir: Option<&Path>) -> Result<Findings> {
     let url = match (&args.backend, data_dir) {
         (Some(url), _) => url.parse()?,
         (None, Some(dir)) => BackendUrl::Embedded(dir.join("backend")),
@@ -43,6 +44,6 @@ fn remote(args: &InspectArgs, data_dir: Option<&Path>) -> Result<Findings> {
         .map_err(|e| Fault::unavailable("threads cannot be started").because(e))?;
     runtime.block_on(async {
         let store = AnyStore::open(&url.to_string(), None, &Metrics::new().store).await?;
-        inspect::remote(&args.what, args.all, &store).await
+        inspect::remote(&args.what, view, &store).await
     })
 }

@@ -11,6 +11,7 @@ use volumedriver_core::fault::{Fault, Result};
 use super::host::Host;
 use super::{Ground, Node, Options};
 use crate::admin::door::{Command, Door, door};
+use crate::codec::KeyRing;
 use crate::config::{Config, Endpoint, IoEngine};
 use crate::io::{self, Requested};
 use crate::local::{self, Pages, Registry};
@@ -42,6 +43,7 @@ pub(super) struct Kit {
     pub store: AnyStore,
     pub pages: Pages,
     pub registry: Registry,
+    pub keys: Arc<KeyRing>,
     pub metrics: Arc<Metrics>,
     pub commands: mpsc::Receiver<Command>,
     pub started: oneshot::Sender<Result<Vec<String>>>,
@@ -64,6 +66,7 @@ impl Node for ShardNode {
         let (pages, registry) = local::open(&pages_dir).await?;
         let (url, capacity) = (config.vpool.backend.to_string(), config.vpool.backend_capacity);
         let store = AnyStore::open(&url, capacity, &ground.metrics.store).await?;
+        let keys = load_keys(&config).await?;
         let (door, commands) = door();
         let (started, starting) = oneshot::channel();
         let (stop, stopping) = oneshot::channel();
@@ -76,6 +79,7 @@ impl Node for ShardNode {
             store,
             pages,
             registry,
+            keys,
             commands,
             started,
             stop: stopping,
@@ -129,6 +133,13 @@ impl Node for ShardNode {
     }
 }
 
+/// The keys that the configuration names.
+async fn load_keys(config: &Config) -> Result<Arc<KeyRing>> {
+    let sources = config.key_sources();
+    let loaded = tokio::task::spawn_blocking(move || KeyRing::load(&sources)).await;
+    loaded.map_err(|e| Fault::bug("keys were not read to the end").because(e))?.map(Arc::new)
+}
+
 /// Waits until the thread is gone, what it kept for itself included: the databases in there must be closed before the
 /// process runs the clean-up at its exit.
 async fn put_down(thread: JoinHandle<()>) {
@@ -159,6 +170,7 @@ async fn run_shard(kit: Kit) -> Result<()> {
         store: kit.store,
         pages: kit.pages,
         registry: kit.registry,
+        keys: kit.keys,
         metrics: kit.metrics,
     };
     let (config, metrics) = (kit.config.clone(), kit.metrics.clone());

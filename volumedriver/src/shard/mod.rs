@@ -9,6 +9,7 @@ mod tick;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -20,15 +21,14 @@ pub use handle::{Desk, Directory, ExportInfo, Handle};
 
 use crate::buffer::{Buffer, BufferConfig, Damage, ReplayedVolume};
 use crate::cache::{CacheConfig, ReadCache};
+use crate::codec::KeyRing;
 use crate::config::settings::VdiskSettings;
 use crate::metrics::ShardMetrics;
-use crate::volume::{self, Backend, Left, Shared, Spec, State, Volume};
+use crate::volume::{self, Backend, Left, Most, Shared, Spec, State, Volume};
 use crate::world::{ObjectStore, PageStore, World};
 
-/// SCO checksum tables held per shard.
-const SCO_TABLES: usize = 4096;
-/// Objects held open for direct reads per shard.
-const SCO_FILES: usize = 512;
+/// What a shard holds of SCOs, for reading their clusters.
+const MOST: Most = Most { tables: 4096, files: 512 };
 /// Pause before another attempt to open a volume whose backend is out of reach.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
@@ -39,6 +39,8 @@ pub struct ShardConfig {
     pub buffer: BufferConfig,
     pub cache: CacheConfig,
     pub metrics: ShardMetrics,
+    /// What SCOs are encrypted and decrypted with.
+    pub keys: Arc<KeyRing>,
 }
 
 /// What a new volume is to be.
@@ -67,7 +69,7 @@ impl<W: World> Shard<W> {
         let (buffer, replayed) = Buffer::open(world.clone(), config.buffer).await?;
         let cache = ReadCache::open(cache_world, config.cache).await;
         let shared = Rc::new(Shared {
-            backend: Backend::new(world.clone(), config.metrics.clone(), SCO_TABLES, SCO_FILES),
+            backend: Backend::new(world.clone(), config.metrics.clone(), config.keys, MOST),
             node: config.node,
             metrics: config.metrics,
             buffer,

@@ -78,7 +78,7 @@ pub(super) async fn put_certainly<W: World>(
 /// Manifests and TLogs name what is stored already: without them it could be neither found nor given up, and a volume not
 /// even be opened. SCOs and runs can wait for room.
 fn purpose_of(name: &str) -> Purpose {
-    let metadata = [names::MANIFEST_PREFIX, names::TLOG_PREFIX];
+    let metadata = [names::MANIFEST_PREFIX, names::TLOG_PREFIX, names::KEY_PREFIX];
     match metadata.iter().any(|prefix| name.starts_with(prefix)) {
         true => Purpose::Metadata,
         false => Purpose::Data,

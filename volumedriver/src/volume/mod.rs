@@ -18,19 +18,20 @@ mod upload;
 mod write;
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 use tracing::Instrument;
 use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::format::framed::KeyId;
 use volumedriver_core::request::{Reply, Request};
 use volumedriver_core::units::{ByteCount, ClusterSize, NodeId, ScoSeq, Seq, TlogNo, VolumeId};
 use volumedriver_core::volume::Volume as Core;
 use volumedriver_core::volume::credits::Credits;
 
-pub use backend::Backend;
+pub use backend::{Backend, Most};
 pub use open::{Left, Spec, create};
 
 use crate::buffer::{Buffer, VolumeLog};
@@ -63,6 +64,22 @@ pub struct Shared<W: World> {
     pub metrics: ShardMetrics,
     /// Rung when a writer finds the buffer short of room: the shard then seals what pins the oldest segments.
     pub pressure: Notify,
+}
+
+/// What was uploaded since the volume was opened, and how much room it takes on the backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Of clusters.
+    pub data_bytes: u64,
+    /// Of the objects they are in.
+    pub stored_bytes: u64,
+}
+
+impl Space {
+    fn add(&mut self, data_bytes: u64, stored_bytes: u64) {
+        self.data_bytes += data_bytes;
+        self.stored_bytes += stored_bytes;
+    }
 }
 
 /// One open volume.
@@ -103,6 +120,9 @@ pub struct Volume<W: World> {
     /// Objects no manifest names any more, and since when.
     obsolete: RefCell<VecDeque<(Duration, String)>>,
     uploader_done: Notify,
+    /// Keys that SCOs of the volume are encrypted with.
+    keys: RefCell<BTreeSet<KeyId>>,
+    space: RefCell<Space>,
 }
 
 impl<W: World> Volume<W> {
@@ -128,6 +148,14 @@ impl<W: World> Volume<W> {
     pub fn set_settings(&self, settings: VdiskSettings) {
         *self.settings.borrow_mut() = settings;
         self.drained.notify_waiters();
+    }
+    /// What was uploaded since it was opened.
+    pub fn space(&self) -> Space {
+        *self.space.borrow()
+    }
+    /// The keys without which it cannot be read.
+    pub fn keys(&self) -> Vec<KeyId> {
+        self.keys.borrow().iter().copied().collect()
     }
     /// Every change up to here is on the backend and named by a manifest.
     pub fn published_seq(&self) -> Seq {

@@ -5,10 +5,12 @@
 //! after it still exist. What is lost or damaged is named, never skipped.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use tokio::sync::{Notify, Semaphore};
 use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::format::framed::KeyId;
 use volumedriver_core::format::manifest::{Body, Manifest, Opening, Shape, check_volume_name};
 use volumedriver_core::format::names;
 use volumedriver_core::map::Map;
@@ -18,13 +20,15 @@ use volumedriver_core::units::{
 };
 use volumedriver_core::volume::Volume as Core;
 
-use super::chain::{self, Found, put_certainly};
+use super::chain::{self, Found, put_certainly, until_answered};
 use super::checkpoint::TLOGS_PER_RUN;
 use super::{Shared, State, Volume, read};
 use crate::buffer::{Damage, ReplayedSco, ReplayedVolume};
 use crate::config::settings::VdiskSettings;
 use crate::world::{ObjectStore, PageStore, World};
 
+/// Most keys of one volume that are looked for when it is opened.
+const MAX_KEYS: u32 = 1000;
 /// Smallest and largest SCO, bytes.
 const SCO_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=128 << 20;
 
@@ -109,9 +113,11 @@ impl<W: World> Volume<W> {
                 names::namespace(id)
             )));
         };
+        let keys = needed_keys(&shared, id, &found.shape.name).await?;
         let found = chain::take_over(&world, id, shared.node, found).await?;
         let applied = seed_pages(&shared, id, &found.shape).await?;
         let volume = Rc::new(Self::assemble(shared, id, settings, found, applied));
+        *volume.keys.borrow_mut() = keys;
         volume.apply_tlogs(applied).await?;
         volume.take_back(std::mem::take(left));
         if volume.uploads_ended.borrow().is_none() {
@@ -159,6 +165,8 @@ impl<W: World> Volume<W> {
             streams: RefCell::new(read::Streams::default()),
             obsolete: RefCell::default(),
             uploader_done: Notify::new(),
+            keys: RefCell::default(),
+            space: RefCell::default(),
         }
     }
 
@@ -301,6 +309,23 @@ impl<W: World> Volume<W> {
         core.commit_seal();
         let since = self.open_since.take();
         self.oldest_since.borrow_mut().extend(since);
+    }
+}
+
+/// The keys that SCOs of the volume are encrypted with; refused when this node lacks one of them.
+async fn needed_keys<W: World>(
+    shared: &Shared<W>,
+    id: VolumeId,
+    name: &str,
+) -> Result<BTreeSet<KeyId>> {
+    let (namespace, world) = (names::namespace(id), &shared.world);
+    let list = async || world.store().list(&namespace, names::KEY_PREFIX, None, MAX_KEYS).await;
+    let listed = until_answered(world, &namespace, || false, list).await?;
+    let keys: BTreeSet<KeyId> = listed.iter().filter_map(|name| names::key_id(name)).collect();
+    let ring = shared.backend.keys();
+    match keys.iter().find(|key| !ring.has(**key)) {
+        Some(key) => Err(ring.lacks(*key, &format!("vDisk {name}"))),
+        None => Ok(keys),
     }
 }
 

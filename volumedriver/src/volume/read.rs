@@ -242,10 +242,17 @@ impl<W: World> Volume<W> {
             }
             self.shared.backend.read(key, self.cluster_size(), first, wanted).await
         };
-        match self.staged(Stage::ReadBackend, ask()).await {
+        let answer = match self.staged(Stage::ReadBackend, ask()).await {
             Err(fault) if fault.kind == Kind::Unavailable => {
                 Box::pin(until_answered(&self.shared.world, "read", || self.is_closing(), ask))
                     .await
+            }
+            answer => answer,
+        };
+        match answer {
+            // What is read ahead may be damaged: that must not fail what was asked for.
+            Err(fault) if fault.kind == Kind::Corrupt && ahead > count => {
+                Box::pin(self.ask_backend(key, first, count, 0)).await
             }
             answer => answer,
         }

@@ -6,18 +6,23 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 use volumedriver_core::fault::{Fault, Kind, Result};
+use volumedriver_core::format::framed::{self, KeyId};
 use volumedriver_core::format::manifest::{ShapeChange, TlogRef};
 use volumedriver_core::format::names;
+use volumedriver_core::format::sco::ScoFooter;
 use volumedriver_core::format::tlog::Tlog;
-use volumedriver_core::units::{ManifestNo, ScoSeq, TlogNo};
+use volumedriver_core::units::{ClusterCount, ManifestNo, ScoSeq, TlogNo};
 
-use super::backend::ScoKey;
-use super::chain::{next_manifest, put_certainly};
+use super::backend::{ScoKey, Table};
+use super::chain::{next_manifest, put_certainly, until_answered};
 use super::{State, Volume};
+use crate::codec::{Built, Coding, Frames, ScoBuilder};
 use crate::world::World;
 
 /// Most SCOs under one TLog.
@@ -25,6 +30,10 @@ const MOST_PER_TLOG: usize = 16;
 /// Dirty pages are written once there are this many, or after every so many TLogs.
 const PERSIST_PAGES: u64 = 4096;
 const PERSIST_TLOGS: u64 = 16;
+/// Clusters that are packed at a time when an SCO is built, bytes: what building takes beside the object itself.
+const BUILD_BYTES: u64 = 2 << 20;
+/// Attempts at reading the footer of an SCO that is there already.
+const LOOKS: u32 = 5;
 /// Between two attempts when the page store takes nothing and memory is used up.
 const PERSIST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -96,22 +105,91 @@ impl<W: World> Volume<W> {
     async fn put_sco(&self, seq: ScoSeq) -> Result<u64> {
         // Only what is certainly sealed may be uploaded: else a crash could bring the same name back with other clusters.
         self.shared.buffer.flush().await?;
-        let (id, footer) = {
+        let footer = {
             let core = self.core.borrow();
             let sco = core.oldest_sealed(usize::MAX).find(|s| s.id().seq == seq);
             let sco =
                 sco.ok_or_else(|| Fault::bug(format!("SCO {seq} vanished before its upload")))?;
-            (sco.id(), sco.footer(self.id, core.cluster_size()))
+            sco.footer(self.id, core.cluster_size())
         };
-        let footer = self.shared.world.compute(move || footer.encode()).await;
-        // What comes from the buffer's files was checked there: damage does not spread to the backend (P2).
-        let mut body = self.log.sco_data(seq).await?;
-        body.push(footer);
+        let (key, footer) = (ScoKey { volume: self.id, id: footer.id }, Arc::new(footer));
+        let (body, frames) = self.build_sco(&footer).await?;
         let size = body.iter().map(|piece| piece.len() as u64).sum();
-        let namespace = names::namespace(self.id);
+        let (namespace, name) = (names::namespace(self.id), names::sco(key.id));
         let world = &self.shared.world;
-        put_certainly(world, &namespace, &names::sco(id), body, || self.is_closing()).await?;
-        Ok(size)
+        let put = put_certainly(world, &namespace, &name, body, || self.is_closing()).await;
+        let stored = match put {
+            Ok(()) => {
+                self.shared.backend.learn(key, Table::new(footer.crcs(), frames));
+                size
+            }
+            Err(fault) if fault.kind == Kind::Fenced => self.same_sco(key, &footer, fault).await?,
+            Err(fault) => return Err(fault),
+        };
+        self.space.borrow_mut().add(cluster_bytes(&footer), stored);
+        Ok(stored)
+    }
+
+    /// The size of the object that is there instead of ours, if it holds the same: it may have been built before a crash, with
+    /// other settings and always with another salt. Otherwise it is another owner's, and that is the `fault`.
+    async fn same_sco(&self, key: ScoKey, footer: &ScoFooter, fault: Fault) -> Result<u64> {
+        let (world, name) = (&self.shared.world, names::sco(key.id));
+        let mut attempts = 1;
+        loop {
+            let look = async || self.shared.backend.stored_bytes(key, footer).await;
+            match until_answered(world, &name, || self.is_closing(), look).await {
+                // A bit may have flipped on its way.
+                Err(damage) if damage.kind == Kind::Corrupt && attempts < LOOKS => attempts += 1,
+                stored => return stored?.ok_or(fault),
+            }
+        }
+    }
+
+    /// The object of an SCO, as the settings of the moment want it, and what it takes to read it if it is in frames.
+    async fn build_sco(&self, footer: &Arc<ScoFooter>) -> Result<(Vec<Bytes>, Option<Frames>)> {
+        let (world, keys) = (&self.shared.world, self.shared.backend.keys());
+        let coding = Coding::of(&self.settings.borrow(), &keys)?;
+        let seq = footer.id.seq;
+        if coding.is_plain() {
+            let footer = footer.clone();
+            let end = world.compute(move || footer.encode()).await;
+            // What comes from the buffer's files was checked there: damage does not spread to the backend (P2).
+            let mut body = self.log.sco_data(seq).await?;
+            body.push(end);
+            return Ok((body, None));
+        }
+        if let Some(key) = coding.key {
+            self.mark_key(key).await?;
+        }
+        let salt = world.random_id();
+        let mut builder = ScoBuilder::new(footer.as_ref().clone(), coding, &keys, salt)?;
+        let step = (BUILD_BYTES / footer.cluster_size.bytes()) as u32;
+        let mut first = 0;
+        while first < footer.cluster_count {
+            let count = step.min(footer.cluster_count - first);
+            let clusters = self.log.sco_part(seq, first, count).await?;
+            let build = move || {
+                builder.push(&clusters);
+                builder
+            };
+            builder = world.compute(build).await;
+            first += count;
+        }
+        let Built { body, frames } = world.compute(move || builder.finish()).await?;
+        Ok((body, Some(frames)))
+    }
+
+    /// Says on the backend that the volume cannot be read without this key any more.
+    async fn mark_key(&self, key: KeyId) -> Result<()> {
+        if self.keys.borrow().contains(&key) {
+            return Ok(());
+        }
+        let (namespace, name) = (names::namespace(self.id), names::key(key));
+        let body = vec![framed::encode_key_marker(self.id, key)];
+        let world = &self.shared.world;
+        put_certainly(world, &namespace, &name, body, || self.is_closing()).await?;
+        self.keys.borrow_mut().insert(key);
+        Ok(())
     }
 
     /// Names the oldest `sizes.len()` SCOs in a TLog and a manifest, then gives their local copies up.
@@ -159,18 +237,11 @@ impl<W: World> Volume<W> {
             };
             self.load_for(&changes).await?;
             let held = self.log.held_bytes();
-            let (sco, origin) = {
-                let mut core = self.core.borrow_mut();
-                let sco = core.commit_published(&changes)?;
-                (sco, core.shape().origin_of(seq))
-            };
+            self.core.borrow_mut().commit_published(&changes)?;
             self.log.dispose(seq);
             self.oldest_since.borrow_mut().pop_front();
             let freed = held.saturating_sub(self.log.held_bytes());
             self.credits.borrow_mut().drained(freed, self.shared.world.now());
-            if let Some(origin) = origin {
-                self.shared.backend.learn(ScoKey::new(origin, seq), sco.crcs());
-            }
             // An SCO has thousands of changes; requests have their turn between two of them.
             tokio::task::yield_now().await;
         }
@@ -266,4 +337,8 @@ fn take_finished(on_its_way: &mut VecDeque<OnItsWay>, sizes: &mut Vec<u64>) -> R
         on_its_way.pop_front();
     }
     Ok(())
+}
+
+fn cluster_bytes(footer: &ScoFooter) -> u64 {
+    footer.cluster_size.bytes_of(ClusterCount(footer.cluster_count.into())).0
 }

@@ -53,6 +53,10 @@ impl Frame {
         out.fill(0);
         *crc = crc32fast::hash(covered).to_le_bytes();
     }
+    /// Reads a part of a body that was taken out of its frame.
+    pub fn part<'a>(&self, bytes: &'a [u8]) -> Reader<'a> {
+        Reader { rest: bytes, name: self.name }
+    }
     /// The body of the frame that `bytes` are, neither shorter nor longer.
     pub fn body<'a>(&self, bytes: &'a [u8]) -> Result<Reader<'a>> {
         let mut reader = Reader { rest: bytes, name: self.name };
@@ -161,6 +165,10 @@ impl<'a> Reader<'a> {
     }
     pub fn is_at_end(&self) -> bool {
         self.rest.is_empty()
+    }
+    /// All that is left.
+    pub fn rest(self) -> &'a [u8] {
+        self.rest
     }
     /// Nothing may follow.
     pub fn end(self) -> Result<()> {

@@ -19,6 +19,7 @@
 pub mod cache;
 pub mod change;
 mod frame;
+pub mod framed;
 pub mod journal;
 pub mod manifest;
 pub mod names;

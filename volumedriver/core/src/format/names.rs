@@ -7,7 +7,9 @@
 //! | TLog | `tlog/<epoch, 8 hex>-<number, 12 hex>` |
 //! | manifest | `manifest/<number, 12 hex>` |
 //! | map run | `run/<epoch, 8 hex>-<number, 12 hex>` |
+//! | key marker | `key/<key id, 16 hex>` |
 
+use super::framed::KeyId;
 use crate::units::{Epoch, ManifestNo, RunNo, ScoId, ScoSeq, TlogNo, VolumeId};
 
 pub const NAMESPACE_PREFIX: &str = "vd-";
@@ -15,6 +17,7 @@ pub const SCO_PREFIX: &str = "sco/";
 pub const TLOG_PREFIX: &str = "tlog/";
 pub const MANIFEST_PREFIX: &str = "manifest/";
 pub const RUN_PREFIX: &str = "run/";
+pub const KEY_PREFIX: &str = "key/";
 
 #[must_use]
 pub fn namespace(volume: VolumeId) -> String {
@@ -68,6 +71,16 @@ pub fn run_id(name: &str) -> Option<(Epoch, RunNo)> {
     let (epoch, no) = numbers(name.strip_prefix(RUN_PREFIX)?)?;
     let (epoch, no) = (Epoch(epoch), RunNo(no));
     (run(epoch, no) == name).then_some((epoch, no))
+}
+
+#[must_use]
+pub fn key(id: KeyId) -> String {
+    format!("{KEY_PREFIX}{id}")
+}
+/// `None` for names that are not a key marker's.
+#[must_use]
+pub fn key_id(name: &str) -> Option<KeyId> {
+    name.strip_prefix(KEY_PREFIX)?.parse().ok()
 }
 
 // These take more spellings than one; the callers compare with the name they would have given.

@@ -1,7 +1,8 @@
 //! SCO (storage container object): clusters in write order, then a footer that describes them.
 //!
 //! The object is `cluster_count * cluster_size` bytes of data, the footer, and a trailer of fixed length, so that a reader who
-//! fetched the last few KiB of an object finds from the trailer how much more of the footer there is.
+//! fetched the last few KiB of an object finds from the trailer how much more of the footer there is. An SCO that is compressed
+//! or encrypted is stored in frames instead (see [`framed`](super::framed)); the trailer tells which.
 
 use bytes::{BufMut, Bytes};
 
@@ -13,6 +14,7 @@ use crate::units::{ClusterCrc, ClusterSize, Epoch, ScoId, ScoSeq, Seq, VolumeId}
 
 const FOOTER: Frame = Frame { name: "SCO footer", magic: *b"VDSF", version: 1 };
 const TRAILER: Frame = Frame { name: "SCO trailer", magic: *b"VDST", version: 1 };
+const FRAMED_TRAILER: Frame = Frame { version: 2, ..TRAILER };
 
 /// Bytes of the trailer at the very end of an SCO.
 pub const TRAILER_BYTES: usize = 64;
@@ -36,9 +38,18 @@ pub struct ScoFooter {
     pub changes: Vec<Change>,
 }
 
+/// How the clusters of an SCO are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScoForm {
+    /// As they are; the footer is a [`ScoFooter`].
+    Plain,
+    /// In frames; the footer is a [`FramedEnd`](super::framed::FramedEnd).
+    Framed,
+}
+
 /// The last [`TRAILER_BYTES`] of an SCO.
 ///
-/// Body of its frame, magic `VDST`, version 1:
+/// Body of its frame, magic `VDST`, version 1 (plain) or 2 (in frames):
 ///
 /// | offset | bytes | field |
 /// |---|---|---|
@@ -51,6 +62,7 @@ pub struct ScoFooter {
 /// | 40 | 8 | position of the SCO's name |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScoTrailer {
+    pub form: ScoForm,
     pub volume: VolumeId,
     pub id: ScoId,
     pub cluster_size: ClusterSize,
@@ -72,6 +84,7 @@ impl ScoFooter {
         let mut out = Vec::new();
         FOOTER.wrap(&body, &mut out);
         let trailer = ScoTrailer {
+            form: ScoForm::Plain,
             volume: self.volume,
             id: self.id,
             cluster_size: self.cluster_size,
@@ -83,20 +96,13 @@ impl ScoFooter {
         out.into()
     }
 
-    /// Decodes the end of an SCO: exactly its footer and its trailer.
+    /// Decodes the end of a plain SCO: exactly its footer and its trailer.
     pub fn decode(footer_and_trailer: &[u8]) -> Result<Self> {
         let trailer = ScoTrailer::decode(footer_and_trailer)?;
-        let footer = footer_and_trailer
-            .split_last_chunk::<TRAILER_BYTES>()
-            .map_or(&[][..], |(footer, _)| footer);
-        if u32::try_from(footer.len()) != Ok(trailer.footer_bytes)
-            || stored_crc(footer) != Some(trailer.footer_crc)
-        {
-            return Err(Fault::corrupt(
-                "SCO footer is damaged: it is not the one its trailer speaks of",
-            ));
+        if trailer.form != ScoForm::Plain {
+            return Err(Fault::invalid(format!("SCO {} is in frames", trailer.id)));
         }
-        let mut reader = FOOTER.body(footer)?;
+        let mut reader = FOOTER.body(trailer.footer_in(footer_and_trailer)?)?;
         let changes = reader.counted(CHANGE_BYTES, |r| Change::decode(r, Checksums::Carried))?;
         reader.end()?;
         let ScoTrailer { volume, id, cluster_size, cluster_count, .. } = trailer;
@@ -126,7 +132,7 @@ impl ScoFooter {
 }
 
 impl ScoTrailer {
-    fn encode(&self) -> [u8; TRAILER_BYTES] {
+    pub(super) fn encode(&self) -> [u8; TRAILER_BYTES] {
         let mut body = Vec::with_capacity(TRAILER_BYTES);
         body.put_u32_le(self.footer_bytes);
         body.put_u32_le(self.footer_crc);
@@ -136,8 +142,27 @@ impl ScoTrailer {
         body.put_u64_le(self.id.epoch.0);
         body.put_u64_le(self.id.seq.0);
         let mut out = [0; TRAILER_BYTES];
-        TRAILER.fill(&mut out, &[&body]);
+        let frame = match self.form {
+            ScoForm::Plain => TRAILER,
+            ScoForm::Framed => FRAMED_TRAILER,
+        };
+        frame.fill(&mut out, &[&body]);
         out
+    }
+
+    /// The footer this trailer speaks of, from the bytes of both.
+    pub(super) fn footer_in<'a>(&self, footer_and_trailer: &'a [u8]) -> Result<&'a [u8]> {
+        let footer = footer_and_trailer
+            .split_last_chunk::<TRAILER_BYTES>()
+            .map_or(&[][..], |(footer, _)| footer);
+        if u32::try_from(footer.len()) != Ok(self.footer_bytes)
+            || stored_crc(footer) != Some(self.footer_crc)
+        {
+            return Err(Fault::corrupt(
+                "SCO footer is damaged: it is not the one its trailer speaks of",
+            ));
+        }
+        Ok(footer)
     }
 
     /// Decodes the trailer from the end of an SCO, or of any last part of it.
@@ -145,7 +170,14 @@ impl ScoTrailer {
         let Some((_, bytes)) = end_of_object.split_last_chunk::<TRAILER_BYTES>() else {
             return Err(Fault::corrupt("SCO trailer is damaged: the object is shorter than one"));
         };
-        let mut reader = TRAILER.body(bytes)?;
+        let form = match bytes.get(4..8) {
+            Some([1, 0, 0, 0]) => ScoForm::Plain,
+            _ => ScoForm::Framed,
+        };
+        let mut reader = match form {
+            ScoForm::Plain => TRAILER.body(bytes)?,
+            ScoForm::Framed => FRAMED_TRAILER.body(bytes)?,
+        };
         let (footer_bytes, footer_crc) = (reader.u32()?, reader.u32()?);
         let cluster_size = reader.u32()?;
         let cluster_count = reader.u32()?;
@@ -153,6 +185,6 @@ impl ScoTrailer {
         let id = ScoId { epoch: Epoch(reader.u64()?), seq: ScoSeq(reader.u64()?) };
         let cluster_size = ClusterSize::new(cluster_size.into()).map_err(|f| reader.corrupt(f))?;
         reader.end()?;
-        Ok(Self { volume, id, cluster_size, cluster_count, footer_bytes, footer_crc })
+        Ok(Self { form, volume, id, cluster_size, cluster_count, footer_bytes, footer_crc })
     }
 }

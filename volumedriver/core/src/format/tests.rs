@@ -1,5 +1,6 @@
 //! Properties that every format keeps: what is encoded is decoded again, and no damage goes unseen.
 
+mod framed;
 mod journal;
 mod refusal;
 mod shape;

@@ -71,6 +71,7 @@ pub fn table(vdisks: &[proto::Vdisk]) -> String {
 
 fn describe(vdisk: &proto::Vdisk) -> String {
     let settings = vdisk.settings.unwrap_or_default();
+    let keys = vdisk.key_ids.join(", ");
     properties(&[
         ("name", vdisk.name.clone()),
         ("id", vdisk.id.clone()),
@@ -92,6 +93,10 @@ fn describe(vdisk: &proto::Vdisk) -> String {
         ("upload delay", seconds(settings.upload_max_delay_ms)),
         ("upload concurrency", settings.upload_concurrency.to_string()),
         ("map memory", human(ByteCount(settings.map_memory_bytes))),
+        ("compression", compression(&settings)),
+        ("encryption", encryption(&settings).to_owned()),
+        ("keys needed", if keys.is_empty() { "none".to_owned() } else { keys }),
+        ("uploaded", uploaded(vdisk)),
     ])
 }
 
@@ -115,6 +120,9 @@ pub fn document(vdisk: &proto::Vdisk) -> Value {
         "backlog_bytes": vdisk.backlog_bytes,
         "upload_lag_ms": vdisk.upload_lag_ms,
         "connections": vdisk.connections,
+        "uploaded_data_bytes": vdisk.uploaded_data_bytes,
+        "uploaded_stored_bytes": vdisk.uploaded_stored_bytes,
+        "key_ids": vdisk.key_ids,
         "settings": {
             "ack": ack(&settings),
             "flush": flush(&settings),
@@ -124,6 +132,8 @@ pub fn document(vdisk: &proto::Vdisk) -> Value {
             "upload_max_delay_ms": settings.upload_max_delay_ms,
             "upload_concurrency_count": settings.upload_concurrency,
             "map_memory_bytes": settings.map_memory_bytes,
+            "compression": compression(&settings),
+            "encryption": encryption(&settings),
         },
     })
 }
@@ -159,6 +169,37 @@ fn flush(settings: &proto::VdiskSettings) -> &'static str {
         proto::FlushLevel::Unspecified => "unknown",
         proto::FlushLevel::Journal => "journal",
         proto::FlushLevel::Backend => "backend",
+    }
+}
+
+fn compression(settings: &proto::VdiskSettings) -> String {
+    match settings.compression() {
+        proto::Compression::Unspecified => "unknown".to_owned(),
+        proto::Compression::None => "none".to_owned(),
+        proto::Compression::Lz4 => "lz4".to_owned(),
+        proto::Compression::Zstd => format!("zstd:{}", settings.compression_level),
+    }
+}
+
+fn encryption(settings: &proto::VdiskSettings) -> &'static str {
+    match settings.encryption() {
+        proto::Encryption::Unspecified => "unknown",
+        proto::Encryption::None => "none",
+        proto::Encryption::Aes256Gcm => "aes-256-gcm",
+    }
+}
+
+/// Data, the room it takes, and the one as a part of the other.
+fn uploaded(vdisk: &proto::Vdisk) -> String {
+    let (data, stored) = (vdisk.uploaded_data_bytes, vdisk.uploaded_stored_bytes);
+    let percent = u128::from(stored) * 100 / u128::from(data.max(1));
+    match data {
+        0 => "nothing".to_owned(),
+        _ => format!(
+            "{} since it was opened, stored as {} ({percent} %)",
+            human(ByteCount(data)),
+            human(ByteCount(stored))
+        ),
     }
 }
 

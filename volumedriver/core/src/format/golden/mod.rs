@@ -3,11 +3,12 @@
 //! A file holds groups of hexadecimal bytes, `00*36` for 36 times the byte 00, and a comment after `#`.
 
 use super::cache::{CacheEntry, CacheHeader, CachePage, FileState, PAGE_BYTES};
+use super::framed::{self, FramedEnd, FramedHead, KeyId, Packing, Seal, StoredFrame};
 use super::journal::{BLOCK_BYTES, Entry, RecordHeader, Section};
 use super::manifest::{Body, Manifest, Opening, Origin, RunRef, Shape, ShapeChange, TlogRef};
 use super::page::{self, PageRun};
 use super::run::{MapExtent, RunWriter, Tail, decode_tail};
-use super::sco::{ScoFooter, ScoTrailer};
+use super::sco::{ScoFooter, ScoForm, ScoTrailer};
 use super::segment::SegmentHeader;
 use super::tlog::{Tlog, TlogSco};
 use super::{Change, ChangeKind};
@@ -56,6 +57,76 @@ fn sco_footer() {
     assert_eq!(ScoFooter::decode(&bytes).unwrap(), footer);
     assert_eq!(footer.encode(), bytes);
     assert_eq!(ScoTrailer::decode(&bytes).unwrap().footer_bytes, 128);
+}
+
+fn framed_head() -> FramedHead {
+    let seal =
+        Seal { key: KeyId([0xe0, 0xe1, 0xe2, 0xe3, 0xe4, 0xe5, 0xe6, 0xe7]), salt: id(0x80) };
+    FramedHead {
+        volume: VolumeId(id(0)),
+        id: ScoId { epoch: Epoch(7), seq: ScoSeq(0x1234) },
+        cluster_size: ClusterSize::new(8192).unwrap(),
+        cluster_count: 5,
+        packing: Packing::Zstd,
+        frame_clusters: 4,
+        seal: Some(seal),
+    }
+}
+
+#[test]
+fn sco_in_frames() {
+    let bytes = parse(include_str!("sco_framed.v2.hex"));
+    let end = FramedEnd::decode(&bytes).unwrap();
+    assert_eq!(end.head, framed_head());
+    assert_eq!(end.table, parse("c0 ff ee c0 ff ee c0 ff ee 01"));
+    assert_eq!(framed_head().encode_end(end.table), bytes);
+    let trailer = ScoTrailer::decode(&bytes).unwrap();
+    assert_eq!((trailer.form, trailer.footer_bytes), (ScoForm::Framed, 58));
+}
+
+#[test]
+fn table_of_frames() {
+    let bytes = parse(include_str!("sco_table.v2.hex"));
+    let crcs: [u32; 5] = std::array::from_fn(|n| 0x1122_3340 + n as u32);
+    let changes = vec![data(101, 42, 5, 0, &crcs), mark(102, 0x10_0000, 9, ChangeKind::Hole)];
+    let stored = |packing, stored_bytes| StoredFrame { packing, stored_bytes };
+    let frames = [stored(Packing::Stored, 0x8010), stored(Packing::Zstd, 0x1234)];
+    assert_eq!(framed::encode_table(&frames, &changes), bytes);
+    let sco = framed_head().decode_table(&bytes).unwrap();
+    assert_eq!((sco.footer.changes, sco.head), (changes, framed_head()));
+    assert_eq!(sco.frames.get(0), Some((0..0x8010, Packing::Stored)));
+    assert_eq!(sco.frames.get(1), Some((0x8010..0x9244, Packing::Zstd)));
+    assert_eq!((sco.frames.get(2), sco.frames.data_bytes()), (None, 0x9244));
+}
+
+/// What the cipher is told, as the tables at [`FramedHead`] have it.
+#[test]
+fn what_is_bound_to_a_frame() {
+    let head = framed_head();
+    let bound = parse(
+        "56 44 53 41  02 00 00 00  00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f
+         07 00*7  34 12 00*6  00 20 00 00  05 00 00 00  04 00 00 00
+         01 00 00 00  00 20 00 00  02 00 00 00",
+    );
+    assert_eq!(head.bound(1, Packing::Zstd).as_slice(), bound);
+    let mut table = bound;
+    table[52..61].copy_from_slice(&parse("ff*4 00*4 02"));
+    assert_eq!(head.bound(framed::TABLE_FRAME, Packing::Zstd).as_slice(), table);
+    let info = [
+        b"volumedriver sco".to_vec(),
+        id(0).to_vec(),
+        parse("07 00*7 34 12 00*6"),
+        id(0x80).to_vec(),
+    ];
+    assert_eq!(head.key_info(&head.seal.unwrap()).as_slice(), info.concat());
+}
+
+#[test]
+fn key_marker() {
+    let bytes = parse(include_str!("key_marker.v1.hex"));
+    let key = framed_head().seal.unwrap().key;
+    assert_eq!(framed::decode_key_marker(&bytes).unwrap(), (VolumeId(id(0)), key));
+    assert_eq!(framed::encode_key_marker(VolumeId(id(0)), key), bytes);
 }
 
 #[test]
