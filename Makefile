@@ -1,6 +1,6 @@
 # Everything is built with one profile (release): RocksDB compiles once, about 12 minutes on two cores.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint sim fuzz bench inspect soak clean
+.PHONY: help run test lint sim fuzz bench inspect soak suites clean
 CARGO := cargo
 ARGS ?=
 
@@ -36,6 +36,11 @@ inspect: ## decode stored files and objects (ARGS="sco FILE", …)
 soak: ## the long versions: 1,000 kill -9 rounds, nbdcopy of 4 GiB, a longer VM
 	@tests/setup test
 	SOAK=1 $(CARGO) test --release --workspace --test clients --test crash --test failures --test vm -- --nocapture
+
+suites: ## qemu's block tests and the reference implementation's NBD tester (their sources come from Debian)
+	@tests/setup test
+	$(CARGO) build --release --workspace --bins
+	@tests/suites/run
 
 clean: ## remove what was built (RocksDB too) and ./run
 	$(CARGO) clean
