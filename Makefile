@@ -1,6 +1,6 @@
 # Everything is built with one profile (release): RocksDB compiles once, about 12 minutes on two cores.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint sim fuzz bench inspect soak suites clean
+.PHONY: help run test lint sim fuzz bench inspect soak suites compat clean
 CARGO := cargo
 ARGS ?=
 
@@ -41,6 +41,8 @@ suites: ## qemu's block tests and the reference implementation's NBD tester (the
 	@tests/setup test
 	$(CARGO) build --release --workspace --bins
 	@tests/suites/run
+compat: ## what S3 servers truly do, as a table (ARGS="moto s3s-fs garage rgw"; garage takes about 14 minutes to build)
+	@tests/compat $(ARGS)
 
 clean: ## remove what was built (RocksDB too) and ./run
 	$(CARGO) clean

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod buffer;
 pub mod cache;
+pub mod cluster;
 pub mod codec;
 pub mod config;
 pub mod inspect;

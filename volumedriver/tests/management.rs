@@ -12,8 +12,8 @@ use volumedriver::admin::door::{Command, door};
 use volumedriver::admin::live::{LiveConfig, Source};
 use volumedriver::admin::server::{self, Service};
 use volumedriver::admin::{
-    Attached, BackendInfo, CacheDisk, CacheInfo, CreateSpec, EngineStatus, SpaceInfo, VdiskInfo,
-    VdiskState, socket,
+    Attached, BackendInfo, CacheDisk, CacheInfo, CreateSpec, EngineStatus, ProbeCheck, ProbeInfo,
+    SpaceInfo, VdiskInfo, VdiskState, socket,
 };
 use volumedriver::config::Overrides;
 use volumedriver::metrics::{CacheCounts, Metrics, TierCounts};
@@ -80,10 +80,23 @@ impl Memory {
                 },
                 latency: Duration::from_micros(1234),
             }))),
+            Command::Probe(answer) => drop(answer.send(Ok(self.probe()))),
             Command::Reload(_, answer) => {
                 self.reloads += 1;
                 drop(answer.send(Ok(())));
             }
+        }
+    }
+
+    fn probe(&self) -> ProbeInfo {
+        let check = |what: &str, lie: Option<&str>| ProbeCheck {
+            what: what.to_owned(),
+            lie: lie.map(str::to_owned),
+        };
+        let broken = self.vdisks.contains_key("broken");
+        ProbeInfo {
+            checks: vec![check("lists", None), check("parts", Some("both win"))],
+            refusal: broken.then(|| "backend x is refused: it overwrites".to_owned()),
         }
     }
 
@@ -297,9 +310,17 @@ fn node_backend_and_metrics_answer() {
     let backend = daemon.json("backend status");
     assert_eq!((&backend["reachable"], &backend["namespace_count"]), (&true.into(), &1.into()));
     assert_eq!(backend["latency_us"], 1234);
+    let probed = daemon.json("backend probe");
+    assert_eq!(
+        (&probed["checks"][0]["right"], &probed["checks"][0]["lie"]),
+        (&true.into(), &"".into())
+    );
+    assert_eq!(probed["checks"][1]["lie"], "both win");
     daemon.json("vdisk create broken --size 1G");
     let backend = daemon.json("backend status");
     assert_eq!((&backend["reachable"], &backend["message"]), (&false.into(), &"no answer".into()));
+    let refusal = daemon.refusal("backend probe");
+    assert!(refusal.contains("it overwrites"), "{refusal}");
     let metrics = stdout(&daemon.run("metrics"));
     assert!(metrics.contains("volumedriver_volume_state{volume=\"measured\",state=\"running\"} 1"));
     assert!(daemon.json("metrics")["text"].as_str().unwrap().ends_with("# EOF\n"));

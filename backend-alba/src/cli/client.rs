@@ -146,8 +146,8 @@ pub(super) async fn namespace(command: NamespaceCommand) -> Result<(), String> {
             let names = list_namespaces(client(&server)?, prefix).await?;
             print_names("namespaces", &names, server.json)
         }
-        NamespaceCommand::Create { namespace, server } => {
-            let request = wire::CreateNamespaceRequest { namespace };
+        NamespaceCommand::Create { namespace, preset, server } => {
+            let request = wire::CreateNamespaceRequest { namespace, preset };
             let answer =
                 client(&server)?.create_namespace(request).await.map_err(told)?.into_inner();
             print_change(&server, "created", answer.created, "existed before")

@@ -95,6 +95,9 @@ enum NamespaceCommand {
     /// Succeeds also when it exists.
     Create {
         namespace: String,
+        /// How its objects are stored; default: the server's
+        #[arg(long)]
+        preset: Option<String>,
         #[command(flatten)]
         server: ServerOptions,
     },

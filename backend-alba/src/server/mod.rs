@@ -112,7 +112,8 @@ impl Service for AlbaService {
         &self,
         request: Request<wire::CreateNamespaceRequest>,
     ) -> Result<Response<wire::CreateNamespaceResponse>, Status> {
-        let created = self.alba.create_namespace(&request.into_inner().namespace).await?;
+        let wire::CreateNamespaceRequest { namespace, preset } = request.into_inner();
+        let created = self.alba.create_namespace_with(&namespace, preset.as_deref()).await?;
         Ok(Response::new(wire::CreateNamespaceResponse { created }))
     }
 

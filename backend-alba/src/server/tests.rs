@@ -29,7 +29,10 @@ fn chunk(len: usize) -> Part {
 async fn a_put_that_breaks_the_contract_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut client = AlbaClient::new(endpoint(&serve(dir.path()).await, None).unwrap());
-    client.create_namespace(wire::CreateNamespaceRequest { namespace: "ns".into() }).await.unwrap();
+    client
+        .create_namespace(wire::CreateNamespaceRequest { namespace: "ns".into(), preset: None })
+        .await
+        .unwrap();
     let cases: [&[Option<Part>]; 9] = [
         &[],
         &[None],
@@ -64,7 +67,10 @@ async fn a_put_that_breaks_the_contract_is_refused_and_leaves_nothing() {
 async fn a_sequence_without_its_parts_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut client = AlbaClient::new(endpoint(&serve(dir.path()).await, None).unwrap());
-    client.create_namespace(wire::CreateNamespaceRequest { namespace: "ns".into() }).await.unwrap();
+    client
+        .create_namespace(wire::CreateNamespaceRequest { namespace: "ns".into(), preset: None })
+        .await
+        .unwrap();
     let (name, namespace) = ("x".to_string(), "ns".to_string());
     let asserts = vec![wire::Assert { name: name.clone(), condition: None }];
     let updates = vec![wire::Update { name, change: None }];

@@ -37,7 +37,8 @@ const OUTER: &[Outer] = &[
     Outer { room: "buffer", rooms: &["io", "world", "metrics"], core: &["format"] },
     Outer { room: "cache", rooms: &["io", "world", "metrics"], core: &["cache", "format"] },
     Outer { room: "local", rooms: &["io", "world", "metrics"], core: &[] },
-    Outer { room: "store", rooms: &["io", "world", "metrics"], core: &[] },
+    Outer { room: "cluster", rooms: &["config"], core: &[] },
+    Outer { room: "store", rooms: &["cluster", "config", "io", "world", "metrics"], core: &[] },
     Outer {
         room: "volume",
         rooms: &["buffer", "cache", "codec", "config", "io", "metrics", "world"],
@@ -54,8 +55,8 @@ const OUTER: &[Outer] = &[
     Outer {
         room: "serve",
         rooms: &[
-            "admin", "buffer", "cache", "codec", "config", "inspect", "io", "metrics", "nbd",
-            "pages", "shard", "store", "volume", "world",
+            "admin", "buffer", "cache", "cluster", "codec", "config", "inspect", "io", "metrics",
+            "nbd", "pages", "shard", "store", "volume", "world",
         ],
         core: &["cache", "format", "map", "volume", "wire"],
     },
@@ -66,6 +67,9 @@ const WIRING: &[&str] = &["main", "lib", "serve"];
 
 /// Crates (and modules of std) with the only places that may name them, as path prefixes.
 const PLACES: &[(&str, &[&str])] = &[
+    ("aws_config", &["volumedriver/src/store/s3"]),
+    ("aws_sdk_s3", &["volumedriver/src/store/s3"]),
+    ("etcd_client", &["volumedriver/src/cluster", "backend-alba/"]),
     ("rocksdb", &["volumedriver/src/local", "backend-alba/"]),
     (
         "volumedriver_proto",

@@ -6,7 +6,7 @@ use tonic::Status;
 use volumedriver_core::fault::{Fault, Kind};
 use volumedriver_proto::management as proto;
 
-use super::{BackendInfo, CacheDisk, CacheInfo, VdiskInfo, VdiskState};
+use super::{BackendInfo, CacheDisk, CacheInfo, ProbeCheck, ProbeInfo, VdiskInfo, VdiskState};
 use crate::config::field::Change;
 use crate::config::{
     AckLevel, ChangedEntry, Compression, Encryption, Entry, FlushLevel, Origin, Reloaded,
@@ -123,6 +123,18 @@ pub fn backend(info: BackendInfo) -> proto::BackendStatus {
         message,
         latency_us: u64::try_from(info.latency.as_micros()).unwrap_or(u64::MAX),
         namespace_count,
+    }
+}
+
+pub fn probe(info: ProbeInfo) -> proto::ProbeReport {
+    let check = |check: ProbeCheck| proto::ProbeCheck {
+        what: check.what,
+        right: check.lie.is_none(),
+        lie: check.lie.unwrap_or_default(),
+    };
+    proto::ProbeReport {
+        checks: info.checks.into_iter().map(check).collect(),
+        refusal: info.refusal.unwrap_or_default(),
     }
 }
 

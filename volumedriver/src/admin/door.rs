@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::units::ByteCount;
 
-use super::{Attached, BackendInfo, CreateSpec, Engine, EngineStatus, VdiskInfo};
+use super::{Attached, BackendInfo, CreateSpec, Engine, EngineStatus, ProbeInfo, VdiskInfo};
 use crate::config::Config;
 
 /// Questions that may wait for the shard.
@@ -28,6 +28,7 @@ pub enum Command {
     Flush(String, Answer<VdiskInfo>),
     Status(Answer<EngineStatus>),
     Backend(Answer<BackendInfo>),
+    Probe(Answer<ProbeInfo>),
     Reload(Arc<Config>, Answer<()>),
 }
 
@@ -77,6 +78,9 @@ impl Engine for Door {
     }
     async fn backend(&self) -> Result<BackendInfo> {
         self.ask(Command::Backend).await
+    }
+    async fn probe(&self) -> Result<ProbeInfo> {
+        self.ask(Command::Probe).await
     }
     async fn reload(&self, config: Arc<Config>) -> Result<()> {
         self.ask(|answer| Command::Reload(config, answer)).await

@@ -43,6 +43,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn status(&self) -> impl Future<Output = Result<EngineStatus>> + Send;
     /// Asks the backend now. An unreachable backend is an answer, not an error.
     fn backend(&self) -> impl Future<Output = Result<BackendInfo>> + Send;
+    /// Probes the backend now; takes some seconds. `Invalid` where there is nothing to probe.
+    fn probe(&self) -> impl Future<Output = Result<ProbeInfo>> + Send;
     /// The settings of volumes count from now on.
     fn reload(&self, config: Arc<Config>) -> impl Future<Output = Result<()>> + Send;
 }
@@ -167,4 +169,19 @@ pub struct BackendInfo {
     /// The number of volumes' namespaces, or why there was no answer.
     pub namespaces: Result<u64, String>,
     pub latency: Duration,
+}
+
+/// What a probe of the backend found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeInfo {
+    pub checks: Vec<ProbeCheck>,
+    /// Why a vPool would not be opened on it.
+    pub refusal: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeCheck {
+    pub what: String,
+    /// What it does instead of what it should.
+    pub lie: Option<String>,
 }

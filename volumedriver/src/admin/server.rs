@@ -119,6 +119,14 @@ impl<E: Engine> Management for Service<E> {
         Ok(Response::new(convert::backend(info)))
     }
 
+    async fn probe_backend(
+        &self,
+        _: Request<proto::ProbeBackendRequest>,
+    ) -> Answer<proto::ProbeReport> {
+        let info = self.engine.probe().await.map_err(status_of)?;
+        Ok(Response::new(convert::probe(info)))
+    }
+
     async fn get_node_status(
         &self,
         _: Request<proto::GetNodeStatusRequest>,

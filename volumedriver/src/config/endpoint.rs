@@ -1,4 +1,4 @@
-//! Addresses: where NBD clients connect, and where the object backend is.
+//! Addresses of sockets.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -61,72 +61,6 @@ impl Endpoint {
         match self {
             Self::Unix(path) => Self::Unix(directory.join(path)),
             tcp @ Self::Tcp { .. } => tcp,
-        }
-    }
-}
-
-/// Longest prefix of namespaces, bytes.
-const MAX_PREFIX_BYTES: usize = 128;
-
-/// Where objects are kept.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum BackendUrl {
-    /// The object backend inside this daemon, on a local directory.
-    Embedded(PathBuf),
-    /// An `alba serve` over gRPC; our namespaces begin with the prefix there (only over TCP, else empty).
-    Alba { endpoint: Endpoint, prefix: String },
-}
-
-impl FromStr for BackendUrl {
-    type Err = Fault;
-    fn from_str(text: &str) -> Result<Self> {
-        if let Some(directory) = text.strip_prefix("embedded:") {
-            return match directory.is_empty() {
-                true => Err(Fault::invalid("the directory is empty")),
-                false => Ok(Self::Embedded(directory.into())),
-            };
-        }
-        if let Some(rest) = text.strip_prefix("alba://") {
-            let (address, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-            return Self::alba(address, prefix);
-        }
-        if let Some(path) = text.strip_prefix("alba+unix:") {
-            return Self::alba(&format!("unix:{path}"), "");
-        }
-        match text.strip_prefix("alba:") {
-            Some(address) => Self::alba(address, ""),
-            None => Err(Fault::invalid("it begins with neither \"embedded:\" nor \"alba:\"")),
-        }
-    }
-}
-
-impl fmt::Display for BackendUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Embedded(directory) => write!(f, "embedded:{}", directory.display()),
-            Self::Alba { endpoint, prefix } if prefix.is_empty() => write!(f, "alba:{endpoint}"),
-            Self::Alba { endpoint, prefix } => write!(f, "alba://{endpoint}/{prefix}"),
-        }
-    }
-}
-
-impl BackendUrl {
-    fn alba(address: &str, prefix: &str) -> Result<Self> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if prefix.len() > MAX_PREFIX_BYTES || !prefix.chars().all(plain) {
-            return Err(Fault::invalid(format!("{prefix:?} cannot be a prefix of namespaces")));
-        }
-        Ok(Self::Alba { endpoint: address.parse()?, prefix: prefix.to_owned() })
-    }
-
-    /// A relative path counts from `directory`.
-    #[must_use]
-    pub fn within(self, directory: &Path) -> Self {
-        match self {
-            Self::Embedded(path) => Self::Embedded(directory.join(path)),
-            Self::Alba { endpoint, prefix } => {
-                Self::Alba { endpoint: endpoint.within(directory), prefix }
-            }
         }
     }
 }

@@ -206,9 +206,19 @@ fields! {
     CACHE_DIRECTORY = ["cache"] "directory", Legal::Text("a path"), Derived("DATA_DIR/cache"), Restart,
         "Where the read cache on disk lies. A fast device; if it is lost, nothing is lost.";
 
-    VPOOL_BACKEND = ["vpool"] "backend", Legal::Text("embedded:DIRECTORY, alba:HOST:PORT, alba://HOST:PORT/PREFIX or alba:unix:PATH"),
+    REGISTRY_URL = ["registry"] "url", Legal::Text("etcd://HOST:PORT[,HOST:PORT...]/PREFIX[?ca=FILE&certificate=FILE&key=FILE]"),
+        Derived("none"), Restart,
+        "etcd, to guard the names of an S3 backend that does not do put-if-absent. Once used by a vPool, used forever.";
+
+    VPOOL_BACKEND = ["vpool"] "backend", Legal::Text(
+            "embedded:DIRECTORY, alba:HOST:PORT, alba://HOST:PORT/PREFIX?preset=NAME, alba:unix:PATH or \
+             s3://BUCKET/PREFIX?NAME=VALUE&... (README, section S3)",
+        ),
         Derived("embedded:DATA_DIR/backend"), Restart,
         "The object backend. --backend on the command line takes its place.";
+    S3_CREDENTIALS = ["vpool"] "s3_credentials", Legal::Text("the path of a file in the form of ~/.aws/credentials"),
+        Derived("as the AWS tools find them: environment, profile, web identity token, instance role"), Restart,
+        "The keys of an S3 backend, under the profile of its URL (else \"default\").";
     VPOOL_BACKEND_CAPACITY = ["vpool"] "backend_capacity_bytes", Legal::Bytes(Span::new(64 * MIB, 1024 * TIB).or_off()),
         Number(0), Restart,
         "Most that objects may take of an embedded backend's disk; off: all of it but a small reserve.";

@@ -6,16 +6,20 @@
 //! | `raw` | the file's shape |
 //! | `check` | one value against its field |
 //! | `sections` | the whole, section by section, and cross-checks |
+//! | `backend`, `s3url`, `registry` | URLs of the store and of the registry |
 //! | `settings` | what the engine reads per volume |
 //! | `keys` | where master keys come from |
 //! | `reload` | a running configuration against a changed file |
 
+mod backend;
 mod check;
 mod endpoint;
 pub mod field;
 pub mod keys;
 mod raw;
+mod registry;
 mod reload;
+mod s3url;
 mod sections;
 pub mod settings;
 pub mod size;
@@ -30,10 +34,13 @@ use std::time::Duration;
 use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::units::{ByteCount, ClusterSize};
 
+pub use backend::{AlbaUrl, BackendUrl};
 pub use check::{Entry, Origin};
-pub use endpoint::{BackendUrl, Endpoint, MAX_SOCKET_PATH_BYTES};
+pub use endpoint::{Endpoint, MAX_SOCKET_PATH_BYTES};
 use keys::KeySource;
+pub use registry::{RegistryTls, RegistryUrl};
 pub use reload::{ChangedEntry, Reloaded};
+pub use s3url::{Addressing, ChecksumMode, S3Url};
 pub use sections::{MAX_VDISK_NAME_BYTES, check_vdisk_name, holds_two_scos};
 pub use settings::{AckLevel, Compression, Encryption, FlushLevel, VdiskSettings};
 
@@ -51,6 +58,8 @@ pub struct Config {
     pub metrics: MetricsConfig,
     pub buffer: BufferConfig,
     pub cache: CacheConfig,
+    /// `None`: this node is alone.
+    pub registry: Option<RegistryUrl>,
     pub vpool: VpoolConfig,
     /// Settings of vDisks that have a section of their own.
     pub vdisks: BTreeMap<String, VdiskSettings>,
@@ -129,6 +138,8 @@ pub struct VpoolConfig {
     pub backend: BackendUrl,
     /// Of an embedded backend; `None`: what its file system has.
     pub backend_capacity: Option<ByteCount>,
+    /// A file in the AWS form with the keys of an S3 backend.
+    pub s3_credentials: Option<PathBuf>,
     pub cluster_size: ClusterSize,
     pub settings: VdiskSettings,
 }

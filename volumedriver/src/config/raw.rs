@@ -29,6 +29,7 @@ pub struct RawConfig {
     pub metrics: RawMetrics,
     pub buffer: RawBuffer,
     pub cache: RawCache,
+    pub registry: RawRegistry,
     pub vpool: RawVpool,
     pub vdisk: BTreeMap<String, RawVdisk>,
 }
@@ -46,9 +47,11 @@ section!(RawBuffer {
     linger_ms
 });
 section!(RawCache { ram_bytes, ssd_bytes, directory });
+section!(RawRegistry { url });
 section!(RawVpool {
     backend,
     backend_capacity_bytes,
+    s3_credentials,
     cluster_size_bytes,
     sco_size_bytes,
     ack,

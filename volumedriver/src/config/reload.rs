@@ -47,8 +47,8 @@ impl Config {
         let kept = self.entries.iter().filter(|e| !live(e));
         let taken = new.entries.iter().filter(live);
         let entries = kept.chain(taken).cloned().collect();
-        let (backend, backend_capacity) = (self.vpool.backend.clone(), self.vpool.backend_capacity);
-        let vpool = VpoolConfig { backend, backend_capacity, ..new.vpool };
+        let VpoolConfig { cluster_size, settings, .. } = new.vpool;
+        let vpool = VpoolConfig { cluster_size, settings, ..self.vpool.clone() };
         Self { vpool, vdisks: new.vdisks, entries, ..self.clone() }
     }
 }

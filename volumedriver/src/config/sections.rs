@@ -14,11 +14,13 @@ use volumedriver_core::units::{ByteCount, ClusterSize};
 use super::check::{Checker, Origin, quoted};
 use super::field;
 use super::keys::{KeySource, MAX_SOURCES};
-use super::raw::{RawBuffer, RawCache, RawConfig, RawNbd, RawNode, RawTls, RawVdisk, RawVpool};
+use super::raw::{
+    RawBuffer, RawCache, RawConfig, RawNbd, RawNode, RawRegistry, RawTls, RawVdisk, RawVpool,
+};
 use super::{
     AckLevel, BackendUrl, BufferConfig, CacheConfig, Compression, Config, Encryption, Endpoint,
-    FlushLevel, IoEngine, MetricsConfig, NbdConfig, NodeConfig, Overrides, PAGES_DIR, TlsConfig,
-    TlsFiles, VdiskSettings, VpoolConfig,
+    FlushLevel, IoEngine, MetricsConfig, NbdConfig, NodeConfig, Overrides, PAGES_DIR, RegistryUrl,
+    TlsConfig, TlsFiles, VdiskSettings, VpoolConfig,
 };
 
 /// Longest vDisk name, bytes. An NBD export name may have 4096, a TOML key anything.
@@ -53,6 +55,7 @@ pub fn check(
         metrics: metrics(&mut checker, raw.metrics.listen)?,
         buffer: buffer(&mut checker, raw.buffer, data_dir)?,
         cache: cache(&mut checker, raw.cache, data_dir, is_embedded)?,
+        registry: registry(&mut checker, raw.registry, data_dir)?,
         vpool: vpool(&mut checker, &mut raw.vpool, data_dir, overrides)?,
         vdisks: BTreeMap::new(),
         entries: Vec::new(),
@@ -284,7 +287,7 @@ fn cache(
 /// Whether the backend will turn out to be an embedded one, if it is legal.
 fn says_embedded(typed: Option<&Value>, overrides: &Overrides) -> bool {
     match (&overrides.backend, typed.and_then(Value::as_str)) {
-        (Some(url), _) => matches!(url, BackendUrl::Embedded(_)),
+        (Some(url), _) => url.is_embedded(),
         (None, Some(text)) => text.starts_with("embedded"),
         (None, None) => true,
     }
@@ -323,10 +326,27 @@ fn vpool(
     let defaults = VdiskSettings::default();
     let defaults = match backend {
         BackendUrl::Embedded(_) => defaults,
-        BackendUrl::Alba { .. } => VdiskSettings { sco_size: ByteCount(64 << 20), ..defaults },
+        BackendUrl::Alba(_) | BackendUrl::S3(_) => {
+            VdiskSettings { sco_size: ByteCount(64 << 20), ..defaults }
+        }
     };
+    let typed = raw.s3_credentials.take();
+    let s3_credentials = checker.path(&field::S3_CREDENTIALS, "vpool", typed, data_dir)?;
     let settings = settings(checker, "vpool", raw.take_settings(), defaults, data_dir)?;
-    Ok(VpoolConfig { backend, backend_capacity, cluster_size, settings })
+    Ok(VpoolConfig { backend, backend_capacity, s3_credentials, cluster_size, settings })
+}
+
+fn registry(
+    checker: &mut Checker<'_>,
+    raw: RawRegistry,
+    data_dir: &Path,
+) -> Result<Option<RegistryUrl>> {
+    let url = checker.text::<RegistryUrl>(&field::REGISTRY_URL, "registry", raw.url)?;
+    let url = url.map(|url| url.within(data_dir));
+    if let Some(url) = &url {
+        checker.record(&field::REGISTRY_URL, "registry", quoted(&url.to_string()), Origin::File);
+    }
+    Ok(url)
 }
 
 fn backend(

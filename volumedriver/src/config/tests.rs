@@ -132,7 +132,10 @@ fn a_full_file_is_read() {
     assert_eq!(config.cache.ram, ByteCount(0));
     assert_eq!(config.cache.directory, Path::new("/data/ssd"));
     let endpoint = Endpoint::Unix("/data/run/alba.sock".into());
-    assert_eq!(config.vpool.backend, BackendUrl::Alba { endpoint, prefix: String::new() });
+    assert_eq!(
+        config.vpool.backend,
+        BackendUrl::Alba(AlbaUrl { endpoint, prefix: String::new(), preset: None })
+    );
     assert_eq!(
         config.vpool.settings.sco_size,
         ByteCount(64 * MIB),
@@ -506,31 +509,9 @@ fn endpoints_read_back() {
     for text in wrong {
         assert!(text.parse::<Endpoint>().is_err(), "{text}");
     }
-    for text in
-        ["embedded:/x", "embedded:x", "alba:host:9000", "alba:unix:/run/a", "alba://h:1/pool-1"]
-    {
-        assert_eq!(text.parse::<BackendUrl>().unwrap().to_string(), text);
-    }
-    for (text, same) in [("alba://h:1", "alba:h:1"), ("alba+unix:/a", "alba:unix:/a")] {
-        assert_eq!(text.parse::<BackendUrl>().unwrap().to_string(), same);
-    }
-    let wrong = [
-        "",
-        "embedded",
-        "embedded:",
-        "alba:",
-        "alba:host",
-        "alba://",
-        "alba://h:1/a/b",
-        "alba://h:1/a?b",
-        "alba+unix:",
-        "s3:bucket",
-        "/x",
-    ];
-    for text in wrong {
-        assert!(text.parse::<BackendUrl>().is_err(), "{text}");
-    }
 }
+
+mod urls;
 
 proptest! {
     #[test]

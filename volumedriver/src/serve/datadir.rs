@@ -10,6 +10,7 @@
 //! | `pages/` | map pages, registry of vDisks |
 //! | `cache/` | read cache on disk (unless configured elsewhere) |
 //! | `cache/owner` | the same identity: keeps two daemons from one cache |
+//! | `probed` | the bucket that passed the probe |
 //! | `backend/` | objects of the embedded backend (unless configured elsewhere) |
 //!
 //! Only the write buffer holds what is nowhere else; of the cache it matters only that nobody else uses it. The buffer is ours when its `owner` is the node of the `layout`; the owner is

@@ -11,6 +11,7 @@ use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::format::names;
 use volumedriver_core::units::{ByteCount, Epoch, ManifestNo, NodeId, Seq, VolumeId};
 
+use super::probing::Prober;
 use super::world::RealWorld;
 use crate::admin::door::Command;
 use crate::admin::{
@@ -44,6 +45,7 @@ pub(super) struct Kit {
     pub node: NodeId,
     pub engine: io::Engine,
     pub store: AnyStore,
+    pub prober: Prober,
     pub pages: Pages,
     pub registry: Registry,
     pub keys: Arc<KeyRing>,
@@ -59,6 +61,7 @@ pub(super) struct Host {
     metrics: Arc<Metrics>,
     engine: io::Engine,
     store: AnyStore,
+    prober: Prober,
     state: std::cell::RefCell<Known>,
     /// Creating and deleting go one at a time.
     names: Mutex<()>,
@@ -96,6 +99,7 @@ impl Host {
             metrics: kit.metrics,
             engine: kit.engine,
             store: kit.store,
+            prober: kit.prober,
             state: std::cell::RefCell::new(Known { config: kit.config, vdisks: BTreeMap::new() }),
             names: Mutex::new(()),
         });
@@ -237,6 +241,7 @@ impl Host {
             Command::Flush(name, answer) => answer.send(self.flush(&name).await).is_err(),
             Command::Status(answer) => answer.send(Ok(self.status())).is_err(),
             Command::Backend(answer) => answer.send(Ok(self.backend().await)).is_err(),
+            Command::Probe(answer) => answer.send(self.prober.probe().await).is_err(),
             Command::Reload(config, answer) => answer.send(self.reload(config).await).is_err(),
         };
     }

@@ -7,7 +7,7 @@ use volumedriver_core::fault::{Fault, Result};
 use crate::config::BackendUrl;
 use crate::inspect::{self, Findings, Form, InspectArgs, View};
 use crate::metrics::Metrics;
-use crate::store::AnyStore;
+use crate::store::{AnyStore, Place};
 
 /// Prints what was found, then fails if any of it is damaged.
 pub fn inspect(args: &InspectArgs, data_dir: Option<&Path>, form: Form) -> Result<()> {
@@ -43,7 +43,7 @@ fn remote(args: &InspectArgs, view: &View, data_dir: Option<&Path>) -> Result<Fi
         .build()
         .map_err(|e| Fault::unavailable("threads cannot be started").because(e))?;
     runtime.block_on(async {
-        let store = AnyStore::open(&url.to_string(), None, &Metrics::new().store).await?;
+        let store = AnyStore::open(&Place::new(url.clone()), &Metrics::new().store).await?;
         inspect::remote(&args.what, view, &store).await
     })
 }

@@ -11,6 +11,7 @@ mod host;
 mod identity;
 mod inspecting;
 pub mod node;
+mod probing;
 #[cfg(test)]
 mod tests;
 mod world;

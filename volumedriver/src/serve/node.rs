@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use volumedriver_core::fault::{Fault, Result};
 
 use super::host::Host;
+use super::probing::{self, Opened, Prober};
 use super::{Ground, Node, Options};
 use crate::admin::door::{Command, Door, door};
 use crate::codec::KeyRing;
@@ -41,6 +42,7 @@ pub(super) struct Kit {
     pub node: NodeId,
     pub engine: io::Engine,
     pub store: AnyStore,
+    pub prober: Prober,
     pub pages: Pages,
     pub registry: Registry,
     pub keys: Arc<KeyRing>,
@@ -64,8 +66,8 @@ impl Node for ShardNode {
         let pages_dir = ground.data.path().join(super::PAGES_DIR);
         super::datadir::create_dir(&pages_dir)?;
         let (pages, registry) = local::open(&pages_dir).await?;
-        let (url, capacity) = (config.vpool.backend.to_string(), config.vpool.backend_capacity);
-        let store = AnyStore::open(&url, capacity, &ground.metrics.store).await?;
+        let Opened { store, prober } =
+            probing::open(&config, ground.data.path(), &ground.metrics.store).await?;
         let keys = load_keys(&config).await?;
         let (door, commands) = door();
         let (started, starting) = oneshot::channel();
@@ -77,6 +79,7 @@ impl Node for ShardNode {
             config,
             engine,
             store,
+            prober,
             pages,
             registry,
             keys,
@@ -168,6 +171,7 @@ async fn run_shard(kit: Kit) -> Result<()> {
         node: kit.node,
         engine: kit.engine,
         store: kit.store,
+        prober: kit.prober,
         pages: kit.pages,
         registry: kit.registry,
         keys: kit.keys,

@@ -15,6 +15,7 @@ use volumedriver_proto::alba as wire;
 use wire::alba_client::AlbaClient;
 
 use super::service::Service;
+use crate::config::AlbaUrl;
 use crate::world::{ObjectInfo, ObjectStore, Purpose, Put};
 
 /// Deadline of a call that moves no body.
@@ -28,17 +29,21 @@ const PAGE: u32 = 1000;
 pub struct AlbaStore {
     client: AlbaClient<Channel>,
     prefix: String,
+    /// Of the namespaces we create; `None`: the server's default.
+    preset: Option<String>,
     service: Service,
 }
 
 impl AlbaStore {
     /// Names the server; the connection is made when first needed. Its work is done on the runtime this is called on.
-    pub fn connect(address: &Address, prefix: String) -> Result<Self> {
+    pub fn connect(url: &AlbaUrl) -> Result<Self> {
         let invalid = |fault: backend_alba::Fault| Fault::invalid(fault.to_string());
-        let client = AlbaClient::new(endpoint(address, None).map_err(invalid)?)
+        let address: Address = url.endpoint.to_string().parse().map_err(invalid)?;
+        let client = AlbaClient::new(endpoint(&address, None).map_err(invalid)?)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Ok(Self { client, prefix, service: Service::here() })
+        let (prefix, preset) = (url.prefix.clone(), url.preset.clone());
+        Ok(Self { client, prefix, preset, service: Service::here() })
     }
 
     /// As the server knows it. No name stays none: the prefix alone is not one of our namespaces.
@@ -73,7 +78,8 @@ impl AlbaStore {
 
 impl ObjectStore for AlbaStore {
     async fn create_namespace(&self, namespace: &str) -> Result<()> {
-        let request = wire::CreateNamespaceRequest { namespace: self.namespace(namespace) };
+        let (namespace, preset) = (self.namespace(namespace), self.preset.clone());
+        let request = wire::CreateNamespaceRequest { namespace, preset };
         let create = |mut client: AlbaClient<Channel>| async move {
             client.create_namespace(request).await?;
             Ok(())

@@ -1,23 +1,28 @@
-//! What every object store must do, whichever it is: one function, run over each of them.
+//! What every object store must do, whichever it is: one function, run over each of them by tests. It panics where a store
+//! does not.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 
-use backend_alba::server::{Address, AlbaService, Server};
-use backend_alba::{Alba, Config};
 use bytes::Bytes;
-use tokio::task::LocalSet;
 use volumedriver_core::fault::Kind;
 
-use super::alba::AlbaStore;
-use super::embedded::Embedded;
 use crate::world::{ObjectInfo, ObjectStore, Purpose, Put};
 
 /// Races of puts, and contenders in each.
 const ROUNDS: u32 = 20;
 const CONTENDERS: u8 = 8;
 
-/// Everything the trait promises, on an empty store.
-pub(super) async fn conforms<S: ObjectStore>(store: &S) {
+/// Everything the trait promises, on an empty store; on a thread that runs local tasks.
+pub async fn conforms<S: ObjectStore>(store: &S) {
+    conforms_on_files(store).await;
+    names_below_names(store).await;
+}
+
+/// All of it but names below names, which a store cannot have whose names are paths in a file system.
+pub async fn conforms_on_files<S: ObjectStore>(store: &S) {
     namespaces(store).await;
     objects(store).await;
     ranges(store).await;
@@ -25,7 +30,18 @@ pub(super) async fn conforms<S: ObjectStore>(store: &S) {
     races(store).await;
 }
 
-fn noise(len: usize) -> Bytes {
+async fn names_below_names<S: ObjectStore>(store: &S) {
+    for name in ["below/a/b", "below/a"] {
+        assert_eq!(store.head("vd-b", name).await.unwrap(), None);
+        let put = store.put_if_absent("vd-b", name, vec![Bytes::from(name)], Purpose::Data).await;
+        assert_eq!(put.unwrap(), Put::Created);
+    }
+    assert_eq!(store.list("vd-b", "below/", None, 9).await.unwrap(), ["below/a", "below/a/b"]);
+    store.delete("vd-b", "below/a").await.unwrap();
+    assert_eq!(store.get_range("vd-b", "below/a/b", 0, 9).await.unwrap().unwrap(), "below/a/b");
+}
+
+pub(super) fn noise(len: usize) -> Bytes {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let next = || {
         state ^= state << 13;
@@ -82,7 +98,6 @@ async fn objects<S: ObjectStore>(store: &S) {
     let info = ObjectInfo { len: 5, crc: 0x3610_a686 };
     assert_eq!(store.head("vd-b", "a/b").await.unwrap(), Some(info));
     assert_eq!(store.get_range("vd-b", "a/b", 1, 3).await.unwrap().unwrap(), "ell");
-    assert_eq!(store.head("vd-b", "a").await.unwrap(), None);
 
     assert_eq!(
         store.put_if_absent("vd-b", "empty", vec![], Purpose::Data).await.unwrap(),
@@ -182,123 +197,4 @@ async fn races<S: ObjectStore>(store: &S) {
         let got = store.get_range("vd-b", &name, 0, 5000).await.unwrap().unwrap();
         assert!(got.iter().all(|byte| *byte == winner));
     }
-}
-
-fn on_local_thread(test: impl Future<Output = ()>) {
-    // As in the daemon: the caller's runtime is not the one that does the work.
-    let local = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    LocalSet::new().block_on(&local, test);
-}
-
-fn service() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
-
-#[test]
-fn embedded_conforms() {
-    let dir = tempfile::tempdir().unwrap();
-    let service = service();
-    let store = service.block_on(Embedded::open(Config::new(dir.path()))).unwrap();
-    on_local_thread(conforms(&store));
-}
-
-fn serve_and_conform(address: &Address, prefix: &str) {
-    let dir = tempfile::tempdir().unwrap();
-    let service = service();
-    let store = service.block_on(async {
-        let alba = Alba::open(Config::new(dir.path())).await.unwrap();
-        let server = Server::bind(address, None).await.unwrap();
-        let store = AlbaStore::connect(server.address(), prefix.into()).unwrap();
-        tokio::spawn(server.serve(AlbaService::new(alba).routes(), std::future::pending()));
-        store
-    });
-    on_local_thread(conforms(&store));
-}
-
-#[test]
-fn alba_over_tcp_conforms() {
-    serve_and_conform(&"127.0.0.1:0".parse().unwrap(), "pool-1.");
-}
-
-#[test]
-fn alba_over_a_unix_socket_conforms() {
-    let dir = tempfile::tempdir().unwrap();
-    serve_and_conform(&Address::Unix(dir.path().join("alba.sock")), "");
-}
-
-#[test]
-fn the_client_comes_back_when_the_server_does() {
-    let dir = tempfile::tempdir().unwrap();
-    let address = Address::Unix(dir.path().join("alba.sock"));
-    let config = Config::new(dir.path().join("data"));
-    let service = service();
-    let store = service.block_on(async { AlbaStore::connect(&address, String::new()).unwrap() });
-    let life = |config: Config| {
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let address = address.clone();
-        let task = service.spawn(async move {
-            let alba = Alba::open(config).await.unwrap();
-            let server = Server::bind(&address, None).await.unwrap();
-            server
-                .serve(AlbaService::new(alba).routes(), async { drop(stopped.await) })
-                .await
-                .unwrap();
-        });
-        (stop, task)
-    };
-    let until_there = async || {
-        for _ in 0..200 {
-            match store.list_namespaces("").await {
-                Ok(names) => return names,
-                Err(fault) => assert_eq!(fault.kind, Kind::Unavailable, "{fault}"),
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-        panic!("the server did not come back within 4 s");
-    };
-    on_local_thread(async {
-        assert_eq!(store.head("ns", "x").await.unwrap_err().kind, Kind::Unavailable);
-        let (stop, task) = life(config.clone());
-        assert_eq!(until_there().await, [""; 0]);
-        store.create_namespace("ns").await.unwrap();
-        drop(stop);
-        task.await.unwrap();
-        let put = store.put_if_absent("ns", "x", vec![noise(5 << 20)], Purpose::Data).await;
-        assert_eq!(put.unwrap_err().kind, Kind::Unavailable);
-        let (_stop, _task) = life(config.clone());
-        assert_eq!(until_there().await, ["ns"]);
-        assert_eq!(
-            store.put_if_absent("ns", "x", vec![noise(5 << 20)], Purpose::Data).await.unwrap(),
-            Put::Created
-        );
-    });
-}
-
-#[test]
-fn damage_is_named_over_the_wire_and_costs_its_block_only() {
-    let dir = tempfile::tempdir().unwrap();
-    let service = service();
-    let address = Address::Unix(dir.path().join("alba.sock"));
-    let store = service.block_on(async {
-        let alba = Alba::open(Config::new(dir.path().join("data"))).await.unwrap();
-        let server = Server::bind(&address, None).await.unwrap();
-        tokio::spawn(server.serve(AlbaService::new(alba).routes(), std::future::pending()));
-        AlbaStore::connect(&address, String::new()).unwrap()
-    });
-    on_local_thread(async {
-        let body = noise(3 << 20);
-        store.create_namespace("ns").await.unwrap();
-        store.put_if_absent("ns", "sco", vec![body.clone()], Purpose::Data).await.unwrap();
-        let shards = std::fs::read_dir(dir.path().join("data/osd/objects")).unwrap().flatten();
-        let files = shards.flat_map(|shard| std::fs::read_dir(shard.path()).unwrap().flatten());
-        let file = files.map(|entry| entry.path()).next().unwrap();
-        let mut bytes = std::fs::read(&file).unwrap();
-        bytes[2 << 20] ^= 1;
-        std::fs::write(&file, bytes).unwrap();
-        let fault = store.get_range("ns", "sco", 0, 3 << 20).await.unwrap_err();
-        assert_eq!(fault.kind, Kind::Corrupt);
-        assert!(fault.message.contains("2097152..2162688"), "{fault}");
-        let got = store.get_range("ns", "sco", 0, 2 << 20).await.unwrap().unwrap();
-        assert!(got == body.slice(..2 << 20));
-    });
 }

@@ -1,35 +1,39 @@
-//! The object stores: implementations of [`ObjectStore`], and which of them a URL means.
-//!
-//! | URL | store |
-//! |---|---|
-//! | `embedded:PATH` | the backend in this process, on a local directory |
-//! | `alba:HOST:PORT`, `alba://HOST:PORT/PREFIX` | `alba serve` over TCP, namespaces under a prefix |
-//! | `alba:unix:PATH`, `alba+unix:PATH` | `alba serve` over a unix socket |
+//! The object stores: implementations of [`ObjectStore`], and which of them a URL means ([`BackendUrl`]).
 //!
 //! Work is done on the service runtime, whatever thread asks: a caller only waits. Decorators: [`retry`] repeats what may
-//! pass, [`count`] measures each attempt.
+//! pass, [`count`] measures each attempt, [`fenced`] puts names by the registry's word. [`probe`] finds out whether a
+//! store does what is asked of it.
 
 pub mod alba;
-#[cfg(test)]
-mod conformance;
+pub mod candidate;
+pub mod conformance;
 pub mod count;
 pub mod embedded;
-pub mod location;
+#[cfg(test)]
+mod fake;
+pub mod fenced;
 mod pace;
+pub mod probe;
 pub mod retry;
+pub mod s3;
 mod service;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use volumedriver_core::fault::Result;
 use volumedriver_core::units::ByteCount;
 
+use crate::cluster::etcd::Etcd;
+use crate::config::{BackendUrl, RegistryUrl};
 use crate::metrics::StoreMetrics;
 use crate::world::{ObjectInfo, ObjectStore, Purpose, Put};
+use candidate::{Candidate, Fitness};
 use count::Counted;
-use location::Location;
+use fenced::Fenced;
 use retry::{Patience, Retried, RuntimeClock};
+use s3::S3Store;
 
 /// A store as the engine uses it.
 pub type Decorated<S> = Retried<Counted<S>, RuntimeClock>;
@@ -39,27 +43,49 @@ pub type Decorated<S> = Retried<Counted<S>, RuntimeClock>;
 pub enum AnyStore {
     Embedded(Decorated<embedded::Embedded>),
     Alba(Decorated<alba::AlbaStore>),
+    S3(Decorated<S3Store>),
+    FencedS3(Retried<Fenced<Counted<S3Store>, Etcd>, RuntimeClock>),
+}
+
+/// A store and what belongs to it.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub url: BackendUrl,
+    /// Most that an embedded one holds.
+    pub capacity: Option<ByteCount>,
+    /// File with the keys of an S3 one.
+    pub s3_credentials: Option<PathBuf>,
+    /// Guards names with these beginnings in an S3 one.
+    pub registry: Option<RegistryUrl>,
+    pub fenced: &'static [&'static str],
+}
+
+impl Place {
+    /// Nothing but a URL.
+    #[must_use]
+    pub fn new(url: BackendUrl) -> Self {
+        Self { url, capacity: None, s3_credentials: None, registry: None, fenced: &[] }
+    }
 }
 
 impl AnyStore {
     /// Opens a store whose work is done on the runtime this is awaited on. A server that does not answer yet is no error.
-    /// An embedded one holds at most `capacity`.
-    pub async fn open(
-        url: &str,
-        capacity: Option<ByteCount>,
-        metrics: &StoreMetrics,
-    ) -> Result<Self> {
-        match url.parse()? {
-            Location::Embedded(path) => {
-                let osd_capacity_bytes = capacity.map(|bytes| bytes.0);
+    pub async fn open(place: &Place, metrics: &StoreMetrics) -> Result<Self> {
+        match &place.url {
+            BackendUrl::Embedded(path) => {
+                let osd_capacity_bytes = place.capacity.map(|bytes| bytes.0);
                 let config =
                     backend_alba::Config { osd_capacity_bytes, ..backend_alba::Config::new(path) };
                 let store = embedded::Embedded::open(config).await?;
                 Ok(Self::Embedded(decorated(store, metrics)))
             }
-            Location::Alba { address, prefix } => {
-                let store = alba::AlbaStore::connect(&address, prefix)?;
-                Ok(Self::Alba(decorated(store, metrics)))
+            BackendUrl::Alba(url) => {
+                Ok(Self::Alba(decorated(alba::AlbaStore::connect(url)?, metrics)))
+            }
+            // Nobody who opens it like this writes: that a bucket may be used is the probe's word.
+            BackendUrl::S3(url) => {
+                let candidate = Candidate::open(url, place).await?;
+                Ok(candidate.engage(Fitness { parts: false }, metrics))
             }
         }
     }
@@ -74,6 +100,9 @@ macro_rules! of_any {
         match $self {
             AnyStore::Embedded($store) => $call,
             AnyStore::Alba($store) => $call,
+            // Boxed: what is in them is deep, and a request over the network costs more.
+            AnyStore::S3($store) => Box::pin(async move { $call }).await,
+            AnyStore::FencedS3($store) => Box::pin(async move { $call }).await,
         }
     };
 }
@@ -122,7 +151,12 @@ impl ObjectStore for AnyStore {
         of_any!(self, store => store.delete(namespace, name).await)
     }
     fn pace(&self, bytes_per_s: Option<u64>) {
-        of_any!(self, store => store.pace(bytes_per_s));
+        match self {
+            Self::Embedded(store) => store.pace(bytes_per_s),
+            Self::Alba(store) => store.pace(bytes_per_s),
+            Self::S3(store) => store.pace(bytes_per_s),
+            Self::FencedS3(store) => store.pace(bytes_per_s),
+        }
     }
     async fn local_file(&self, namespace: &str, name: &str) -> Result<Option<Arc<std::fs::File>>> {
         of_any!(self, store => store.local_file(namespace, name).await)

@@ -20,7 +20,17 @@ pub(super) struct Service {
 impl Service {
     /// Of the runtime this is called on.
     pub(super) fn here() -> Self {
-        Self { runtime: Handle::current(), in_flight: Arc::new(Semaphore::new(IN_FLIGHT)) }
+        Self::with(IN_FLIGHT)
+    }
+
+    /// Of the runtime this is called on, with another bound.
+    pub(super) fn with(in_flight: usize) -> Self {
+        Self { runtime: Handle::current(), in_flight: Arc::new(Semaphore::new(in_flight)) }
+    }
+
+    /// Does work that nobody waits for.
+    pub(super) fn behind(&self, work: impl Future<Output = ()> + Send + 'static) {
+        drop(self.runtime.spawn(work));
     }
 
     /// Does work on the service runtime. A caller that stops waiting does not stop the work.

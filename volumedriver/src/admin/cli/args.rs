@@ -52,7 +52,8 @@ pub struct ServeArgs {
     /// Where NBD clients connect: unix:PATH or HOST:PORT; may be given several times
     #[arg(long, value_name = "ENDPOINT")]
     pub nbd: Vec<Endpoint>,
-    /// The object backend: embedded:DIRECTORY, alba:HOST:PORT, alba://HOST:PORT/PREFIX or alba:unix:PATH
+    /// The object backend: embedded:DIRECTORY, alba://HOST:PORT/PREFIX?preset=NAME, alba:unix:PATH or
+    /// s3://BUCKET/PREFIX?endpoint=URL&...
     #[arg(long, value_name = "URL")]
     pub backend: Option<BackendUrl>,
     /// Throw away the local state (write buffer, map, cache) and open the vDisks from the backend alone
@@ -103,6 +104,8 @@ pub enum VdiskCommand {
 pub enum BackendCommand {
     /// Ask the backend now
     Status,
+    /// Find out whether a bucket does what is asked of it; takes some seconds
+    Probe,
 }
 
 #[derive(Debug, Subcommand)]

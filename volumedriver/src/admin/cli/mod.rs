@@ -23,6 +23,7 @@ pub fn run(command: Command, data_dir: Option<&Path>) -> Result<Report> {
         Command::Config(command) => config::run(command, data_dir),
         Command::Vdisk(command) => ask(data_dir, |client| vdisk::run(client, command)),
         Command::Backend(BackendCommand::Status) => ask(data_dir, node::backend),
+        Command::Backend(BackendCommand::Probe) => ask(data_dir, node::probe),
         Command::Status => ask(data_dir, node::status),
         Command::Metrics => ask(data_dir, node::metrics),
         Command::Serve(_) | Command::Inspect(_) => Err(Fault::bug("not a command for a daemon")),

@@ -1,4 +1,4 @@
-//! `status`, `backend status` and `metrics`.
+//! `status`, `backend status`, `backend probe` and `metrics`.
 
 use serde_json::json;
 use tonic::Status;
@@ -122,6 +122,26 @@ pub async fn backend(mut client: Client) -> Result<Report, Status> {
         "namespace_count": backend.namespace_count,
     });
     Ok(Report { human, json })
+}
+
+/// An error when a vPool would not be opened on it.
+pub async fn probe(mut client: Client) -> Result<Report, Status> {
+    let report = client.probe_backend(proto::ProbeBackendRequest {}).await?.into_inner();
+    if !report.refusal.is_empty() {
+        return Err(Status::invalid_argument(report.refusal));
+    }
+    let verdict = |check: &proto::ProbeCheck| match check.right {
+        true => "right".to_owned(),
+        false => format!("made up for: {}", check.lie),
+    };
+    let rows: Vec<(&str, String)> =
+        report.checks.iter().map(|check| (check.what.as_str(), verdict(check))).collect();
+    let checks: Vec<serde_json::Value> = report
+        .checks
+        .iter()
+        .map(|check| json!({ "what": check.what, "right": check.right, "lie": check.lie }))
+        .collect();
+    Ok(Report { human: properties(&rows), json: json!({ "checks": checks }) })
 }
 
 pub async fn metrics(mut client: Client) -> Result<Report, Status> {
