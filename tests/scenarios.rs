@@ -6,7 +6,10 @@ use std::time::Duration;
 use suite::model::{Place, Span};
 use suite::sim::rig::{CLUSTER, End, Live, Rig, quiet_settings};
 use suite::world::faults::{Crash, Faults, Window};
-use volumedriver::config::settings::{AckLevel, FlushLevel, VdiskSettings};
+use suite::world::keys;
+use volumedriver::config::settings::{
+    AckLevel, Compression, Encryption, FlushLevel, VdiskSettings,
+};
 use volumedriver::volume::State;
 use volumedriver_core::fault::Kind;
 use volumedriver_core::request::Fua;
@@ -107,6 +110,39 @@ fn scenario_4_5_6_a_crash_at_any_step_of_an_upload_leaves_one_valid_object_and_t
     }
     let to_backend = VdiskSettings { flush: FlushLevel::Backend, ..quiet_settings() };
     crash_at_every_gate(&to_backend, Crash::DiscardLocal, write_and_flush);
+}
+
+#[test]
+fn scenario_6_an_sco_stored_before_a_crash_is_taken_for_what_it_is_however_it_would_be_built_now() {
+    let plain = VdiskSettings { encryption_key: [keys::source()].into(), ..quiet_settings() };
+    let packed = VdiskSettings { compression: Compression::Zstd(1), ..plain.clone() };
+    let sealed = VdiskSettings {
+        compression: Compression::Lz4,
+        encryption: Encryption::Aes256Gcm,
+        ..plain.clone()
+    };
+    // Put before the crash, and not named by a manifest yet.
+    let mut found_again = 0;
+    for gate in 1.. {
+        let mut rig = Rig::new(gate, Faults::default(), sealed.clone());
+        let end = rig.live_until(Some(gate), Crash::Kill, write_and_upload);
+        let stored = rig.objects("sco/").len() > rig.objects("tlog/").len();
+        found_again += u64::from(stored);
+        for settings in [&packed, &sealed, &plain] {
+            let settings = settings.clone();
+            rig.live(Crash::Kill, async |live| {
+                live.volume.set_settings(settings);
+                live.volume.drain().await.unwrap();
+            })
+            .finished();
+        }
+        rig.verify(Crash::DiscardLocal);
+        rig.verify(Crash::Kill);
+        if matches!(end, End::Finished(())) {
+            break;
+        }
+    }
+    assert!(found_again > 3, "only {found_again} crashes between an SCO and its TLog");
 }
 
 #[test]
