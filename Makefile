@@ -41,7 +41,7 @@ suites: ## qemu's block tests and the reference implementation's NBD tester (the
 	@tests/setup test
 	$(CARGO) build --release --workspace --bins
 	@tests/suites/run
-compat: ## what S3 servers truly do, as a table (ARGS="moto s3s-fs garage rgw"; garage takes about 14 minutes to build)
+compat: ## what S3 servers truly do, as a table (ARGS="moto s3s-fs garage"; garage takes about 14 minutes to build)
 	@tests/compat $(ARGS)
 
 clean: ## remove what was built (RocksDB too) and ./run
