@@ -40,7 +40,9 @@ fn run(cli: Cli) -> Result<()> {
 
 /// The daemon, until a signal ends it. Logs go to stderr (`RUST_LOG`, default `info`).
 fn run_daemon(args: ServeArgs, data_dir: Option<&Path>) -> Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // The S3 library would tell who we are at every start.
+    let usual = || EnvFilter::new("info,aws_config=warn");
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| usual());
     tracing_subscriber::fmt().compact().with_env_filter(filter).with_writer(std::io::stderr).init();
     let data_dir = data_dir.ok_or_else(|| {
         Fault::invalid("serve needs --data-dir DIR: where the daemon keeps its local state")
