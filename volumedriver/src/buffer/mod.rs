@@ -390,6 +390,11 @@ impl<W: World> VolumeLog<W> {
         self.inner.freed();
     }
 
+    /// The changes up to this one were replayed: what is appended next says that it follows them.
+    pub fn resume(&self, last_seq: Seq) {
+        self.inner.tail.borrow_mut().held(self.volume, self.cluster_size).last_seq = last_seq;
+    }
+
     /// Keeps the buffer's contents as they are until the volume is forgotten: the next opening must find the same damage.
     pub fn keep(&self) {
         self.inner.tail.borrow_mut().keep(self.volume);

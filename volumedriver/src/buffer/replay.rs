@@ -35,8 +35,8 @@ pub struct ReplayedVolume {
 pub struct ReplayedSco {
     /// With the epoch of the records that wrote it.
     pub id: ScoId,
-    /// Number of clusters, once sealed.
-    pub sealed: Option<u32>,
+    /// Once sealed: by which epoch, and the number of clusters.
+    pub sealed: Option<(Epoch, u32)>,
     /// In order of their sequence, with checksums.
     pub changes: Vec<Change>,
 }
@@ -259,7 +259,7 @@ impl Growing {
                     Some((_, written)) => written,
                     None => self.sco(sco, epoch),
                 };
-                sealed.sealed = Some(cluster_count);
+                sealed.sealed = Some((epoch, cluster_count));
             }
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::{Mutex, mpsc};
-use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::fault::{Fault, Kind, Result};
 use volumedriver_core::format::names;
 use volumedriver_core::units::{ByteCount, Epoch, ManifestNo, NodeId, Seq, VolumeId};
 
@@ -336,13 +336,23 @@ impl Host {
                 "vDisk {name} has {connections} connections; disconnect them, or delete with --force"
             )));
         }
+        if let Some(volume) = self.shard.get(known.id) {
+            volume.confirm_owner().await?;
+        }
         let leaving = Entry { name: name.to_owned(), id: known.id, standing: Standing::Leaving };
         self.registry.put(&leaving).await?;
         self.desk.hide(known.id);
         self.directory.remove(name);
         self.state.borrow_mut().vdisks.remove(name);
         self.metrics.forget_volume(name);
-        self.shard.delete(known.id).await?;
+        match self.shard.delete(known.id).await {
+            // Another node's since just now: this one has nothing more to do with it.
+            Err(fault) if fault.kind == Kind::Fenced => {
+                self.registry.remove(name).await?;
+                return Err(fault);
+            }
+            outcome => outcome?,
+        }
         self.registry.remove(name).await
     }
 

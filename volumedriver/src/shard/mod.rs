@@ -181,8 +181,12 @@ impl<W: World> Shard<W> {
         self.volumes.borrow().values().cloned().collect()
     }
 
-    /// Deletes a volume: no more requests, its local traces gone, then its namespace. Safe to repeat.
+    /// Deletes a volume: no more requests, its local traces gone, then its namespace. Safe to repeat. `Fenced`, and nothing is
+    /// deleted, when another owner has taken over an open volume.
     pub async fn delete(&self, id: VolumeId) -> Result<()> {
+        if let Some(volume) = self.get(id) {
+            volume.confirm_owner().await?;
+        }
         let open = self.volumes.borrow_mut().remove(&id);
         if let Some(volume) = open {
             volume.close().await;

@@ -48,7 +48,8 @@ pub(super) async fn until_answered<W: World, T>(
     }
 }
 
-/// Puts an object until it certainly is there with these bytes. `Fenced`: one with other bytes is.
+/// Puts an object until it certainly is there with these bytes. One with other bytes is there: `Fenced` for a manifest, and for
+/// anything else, whose name is this owner's alone, `Corrupt`.
 pub(super) async fn put_certainly<W: World>(
     world: &W,
     namespace: &str,
@@ -68,8 +69,11 @@ pub(super) async fn put_certainly<W: World>(
     let len: u64 = body.iter().map(|piece| piece.len() as u64).sum();
     match found {
         Some(info) if info.len == len && info.crc == crc.finalize() => Ok(()),
-        Some(_) => Err(Fault::fenced(format!(
+        Some(_) if name.starts_with(names::MANIFEST_PREFIX) => Err(Fault::fenced(format!(
             "{namespace}/{name} exists with other content: another owner has taken over"
+        ))),
+        Some(_) => Err(Fault::corrupt(format!(
+            "{namespace}/{name} exists and is damaged; restore it, or delete it to have it written again"
         ))),
         None => Err(Fault::unavailable(format!("{namespace}/{name} exists, but cannot be found"))),
     }
@@ -147,17 +151,49 @@ async fn get<W: World>(
     // Each question is repeated by itself: a long chain would never be read in one go from a store that fails now and then.
     let head = async || world.store().head(namespace, &name).await;
     let Some(info) = until_answered(world, &name, || false, head).await? else { return Ok(None) };
-    if info.len > MANIFEST_BYTES {
-        let len = info.len;
-        return Err(Fault::corrupt(format!("{namespace}/{name}: no manifest has {len} bytes")));
-    }
+    check_length(namespace, &name, info.len)?;
     let get = async || world.store().get_range(namespace, &name, 0, info.len).await;
     let Some(bytes) = until_answered(world, &name, || false, get).await? else { return Ok(None) };
-    let manifest = Manifest::decode(&bytes).map_err(|f| f.about(format!("{namespace}/{name}")))?;
+    decode(volume, namespace, no, &bytes).map(Some)
+}
+
+fn check_length(namespace: &str, name: &str, len: u64) -> Result<()> {
+    match len {
+        0..=MANIFEST_BYTES => Ok(()),
+        _ => Err(Fault::corrupt(format!("{namespace}/{name}: no manifest has {len} bytes"))),
+    }
+}
+
+fn decode(volume: VolumeId, namespace: &str, no: ManifestNo, bytes: &[u8]) -> Result<Manifest> {
+    let name = names::manifest(no);
+    let manifest = Manifest::decode(bytes).map_err(|f| f.about(format!("{namespace}/{name}")))?;
     if manifest.no != no || manifest.volume != volume {
         return Err(Fault::corrupt(format!("{namespace}/{name} holds another volume's manifest")));
     }
-    Ok(Some(manifest))
+    Ok(manifest)
+}
+
+/// Whether nobody of a later epoch has added to the chain after `head`. Asks just once: an error when there is no answer.
+pub(super) async fn is_latest<W: World>(
+    world: &W,
+    volume: VolumeId,
+    head: ManifestNo,
+    epoch: Epoch,
+) -> Result<bool> {
+    let namespace = names::namespace(volume);
+    let mut no = head.next();
+    loop {
+        let name = names::manifest(no);
+        let Some(info) = world.store().head(&namespace, &name).await? else { return Ok(true) };
+        check_length(&namespace, &name, info.len)?;
+        let bytes = world.store().get_range(&namespace, &name, 0, info.len).await?;
+        let Some(bytes) = bytes else { return Ok(true) };
+        // Our own may have arrived before we heard of it.
+        if decode(volume, &namespace, no, &bytes)?.epoch > epoch {
+            return Ok(false);
+        }
+        no = no.next();
+    }
 }
 
 /// Applies the manifests after the last checkpoint to it.

@@ -274,19 +274,21 @@ impl<W: World> Volume<W> {
         let mut core = self.core.borrow_mut();
         for sco in tail.into_iter().filter(|s| !s.changes.is_empty()) {
             // Changes of the next SCO prove that this one was sealed, though its seal is lost.
-            if core.has_open_changes() && core.open_sco().0.seq.next() == sco.id.seq {
-                self.replayed_seal(&mut core);
+            let open = core.open_sco().0;
+            if core.has_open_changes() && open.seq.next() == sco.id.seq {
+                self.replayed_seal(&mut core, open.epoch);
             }
             core.replay(sco.id, &sco.changes)?;
+            self.log.resume(core.last_seq());
             self.note_open();
-            if let Some(sealed) = sco.sealed {
+            if let Some((epoch, sealed)) = sco.sealed {
                 let (id, count) = core.open_sco();
-                if count != sealed {
+                if count != sealed || epoch >= core.epoch() {
                     return Err(Fault::corrupt(format!(
-                        "SCO {id} in the write buffer was sealed with {sealed} clusters and has {count}"
+                        "SCO {id} in the write buffer was sealed in epoch {epoch} with {sealed} clusters and has {count}"
                     )));
                 }
-                self.replayed_seal(&mut core);
+                self.replayed_seal(&mut core, epoch);
             }
         }
         Ok(())
@@ -304,9 +306,9 @@ impl<W: World> Volume<W> {
         Ok(())
     }
 
-    /// The seal of the open SCO is in the write buffer already.
-    fn replayed_seal(&self, core: &mut Core) {
-        core.commit_seal();
+    /// The seal of the open SCO is in the write buffer already, from this epoch.
+    fn replayed_seal(&self, core: &mut Core, epoch: Epoch) {
+        core.commit_seal_of(epoch);
         let since = self.open_since.take();
         self.oldest_since.borrow_mut().extend(since);
     }

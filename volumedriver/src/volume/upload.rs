@@ -20,7 +20,7 @@ use volumedriver_core::format::tlog::Tlog;
 use volumedriver_core::units::{ClusterCount, ManifestNo, ScoSeq, TlogNo};
 
 use super::backend::{ScoKey, Table};
-use super::chain::{next_manifest, put_certainly, until_answered};
+use super::chain::{self, next_manifest, put_certainly, until_answered};
 use super::{State, Volume};
 use crate::codec::{Built, Coding, Frames, ScoBuilder};
 use crate::world::World;
@@ -294,6 +294,19 @@ impl<W: World> Volume<W> {
 
     fn map_is_over_budget(&self) -> bool {
         self.core.borrow_mut().map().memory_bytes() > self.settings.borrow().map_memory.0
+    }
+
+    /// `Fenced` when another owner has taken over: asked before what no manifest guards. An error when the store does not answer.
+    pub async fn confirm_owner(&self) -> Result<()> {
+        let (head, epoch) = {
+            let core = self.core.borrow();
+            (core.head(), core.epoch())
+        };
+        if chain::is_latest(&self.shared.world, self.id, head, epoch).await? {
+            return Ok(());
+        }
+        self.enter_fenced();
+        Err(self.fenced())
     }
 
     /// Adds one manifest with these changes to the chain; when this returns they are durable and in force.

@@ -262,10 +262,17 @@ impl Volume {
     }
     /// Ends the open SCO; its seal is in the write buffer. A no-op would be a caller's mistake: there are changes in it.
     pub fn commit_seal(&mut self) {
+        self.commit_seal_of(self.epoch);
+    }
+
+    /// The same for a seal of this epoch. Who seals an SCO gives it its name: what an earlier owner left unsealed may be on
+    /// the backend under its own name, with more in it, if the end of the journal was lost since.
+    pub fn commit_seal_of(&mut self, epoch: Epoch) {
         assert!(self.has_open_changes(), "an SCO without changes is never sealed");
-        let next = OpenSco::new(ScoId { epoch: self.epoch, seq: self.open.id.seq.next() });
-        let full = std::mem::replace(&mut self.open, next);
-        self.sealed.push_back(SealedSco { id: full.id, entries: full.entries, crcs: full.crcs });
+        let seq = self.open.id.seq;
+        let next = OpenSco::new(ScoId { epoch: self.epoch, seq: seq.next() });
+        let OpenSco { entries, crcs, .. } = std::mem::replace(&mut self.open, next);
+        self.sealed.push_back(SealedSco { id: ScoId { epoch, seq }, entries, crcs });
     }
 
     /// The sealed SCOs in log order; the uploader keeps its own place in them.

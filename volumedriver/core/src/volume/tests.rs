@@ -60,6 +60,25 @@ fn a_write_is_seen_at_its_place_in_the_open_sco() {
 }
 
 #[test]
+fn who_seals_an_sco_gives_it_its_name() {
+    let mut v = volume();
+    let change = |seq: u64, first_index: u32| Change {
+        seq: Seq(seq),
+        addr: ClusterAddr(seq),
+        count: ClusterCount(1),
+        kind: ChangeKind::Data { first_index, crcs: vec![ClusterCrc(1)] },
+    };
+    let of_first = |seq: u64| ScoId { epoch: Epoch(1), seq: ScoSeq(seq) };
+    // Sealed by the owner before, and by nobody: that one is sealed now, and was perhaps already.
+    v.replay(of_first(1), &[change(1, 0)]).unwrap();
+    v.commit_seal_of(Epoch(1));
+    v.replay(of_first(2), &[change(2, 0)]).unwrap();
+    v.commit_seal();
+    let names: Vec<_> = v.oldest_sealed(9).map(SealedSco::id).collect();
+    assert_eq!(names, [of_first(1), ScoId { epoch: Epoch(2), seq: ScoSeq(2) }]);
+}
+
+#[test]
 fn a_full_sco_is_sealed_and_operations_are_never_split() {
     let mut v = volume();
     for i in 0..4 {
