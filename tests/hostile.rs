@@ -409,7 +409,7 @@ fn a_journal_that_no_owner_of_the_volume_can_have_written_is_kept_and_named() {
     journal_refused(of_epoch(u64::MAX), "epoch before which 3 began");
     let sealed = Entry::Seal { sco: ScoSeq(1), cluster_count: 9 };
     let short = vec![section(2, 0, vec![entry(1, change(1, 0, 1)), sealed])];
-    journal_refused(short, "sealed with 9 clusters and has 1");
+    journal_refused(short, "sealed in epoch 2 with 9 clusters and has 1");
 }
 
 #[test]

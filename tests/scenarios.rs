@@ -12,6 +12,7 @@ use volumedriver::config::settings::{
 };
 use volumedriver::volume::State;
 use volumedriver_core::fault::Kind;
+use volumedriver_core::format::journal::{BLOCK_BYTES, RecordHeader};
 use volumedriver_core::request::Fua;
 use volumedriver_core::units::ByteCount;
 
@@ -201,6 +202,105 @@ fn scenario_14_a_flipped_bit_in_flushed_journal_data_is_detected_and_never_repla
         let last = bytes.iter().rposition(|b| *b != 0).unwrap() as u64;
         assert!(rig.universe.flip_in_file(name, last / 2, 3) && last < len);
     });
+}
+
+/// A write that the disk put somewhere else: a block has what belongs to another. Clusters are told by their checksum, headers
+/// of records by their number.
+#[test]
+fn scenario_14_a_misdirected_write_in_the_journal_is_detected_and_never_replayed() {
+    let block = |bytes: &[u8], at: usize| bytes[at..at + BLOCK_BYTES].to_vec();
+    for (from, to) in [(3, 9), (9, 3), (0, 5), (12, 4)] {
+        for payload in [0, BLOCK_BYTES] {
+            damaged_buffer(|rig, name, _| {
+                let bytes = rig.universe.file_bytes(0, name);
+                let holds = |at: &usize| {
+                    let header = RecordHeader::decode(&bytes[*at..*at + BLOCK_BYTES]);
+                    header.is_ok_and(|header| header.payload_bytes > 0)
+                };
+                let blocks = (0..bytes.len()).step_by(BLOCK_BYTES);
+                let records: Vec<usize> = blocks.filter(holds).collect();
+                assert_eq!(records.len(), 16);
+                let (from, to) = (records[from] + payload, records[to] + payload);
+                let other = block(&bytes, from);
+                assert!(rig.universe.overwrite_in_file(0, name, to as u64, &other));
+            });
+        }
+    }
+}
+
+/// The records of the journal that hold changes, in their order: file, place of the header.
+fn records(rig: &Rig) -> Vec<(String, u64)> {
+    let mut found = Vec::new();
+    for (name, _) in rig.universe.files(0) {
+        let bytes = rig.universe.file_bytes(0, &name);
+        for (at, block) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
+            if let Ok(header) = RecordHeader::decode(block)
+                && header.payload_bytes > 0
+            {
+                found.push((header.record, name.clone(), (at * BLOCK_BYTES) as u64));
+            }
+        }
+    }
+    found.sort();
+    found.into_iter().map(|(_, name, at)| (name, at)).collect()
+}
+
+/// What is appended after a replay says what came before it: a record that is lost then is missed by its changes.
+#[test]
+fn scenario_14_a_record_lost_before_a_restart_is_named_with_its_changes() {
+    let mut rig = rig(140);
+    rig.live(Crash::Kill, async |live| {
+        for (first, count) in [(0, 8), (8, 4)] {
+            live.write(first, count).await;
+            live.flush().await;
+        }
+    })
+    .finished();
+    // The volume is opened again, which seals what was replayed, and nothing is uploaded.
+    let full = Window { start: Duration::ZERO, end: Duration::MAX };
+    rig.universe.change_faults(|f| f.store.full_of_data = vec![full]);
+    rig.live(Crash::Kill, async |_| tokio::time::sleep(seconds(5)).await).finished();
+    let (name, at) = records(&rig).swap_remove(1);
+    assert!(rig.universe.flip_in_file(&name, at + 100, 1));
+    let state = rig.live(Crash::Kill, async |live| live.volume.state()).finished();
+    let State::ReadOnly(why) = state else {
+        panic!("a flushed change is lost, and it is {state:?}")
+    };
+    assert!(why.contains("changes 2 to 2 are lost"), "{why}");
+}
+
+/// The end of the journal decays after the SCO that was sealed there is on the backend: what is left is sealed again, shorter,
+/// and gets another name.
+#[test]
+fn scenario_14_an_sco_sealed_again_after_its_seal_was_lost_has_a_name_of_its_own() {
+    let mut faults = Faults::default();
+    faults.store.delay_ms = (20, 30);
+    let mut rig = Rig::new(141, faults, quiet_settings());
+    rig.live(Crash::Kill, async |live| {
+        live.write(0, 8).await;
+        live.flush().await;
+        live.write(8, 8).await;
+        let volume = live.volume.clone();
+        let _uploading = tokio::task::spawn_local(async move { volume.drain().await });
+        let stored = || live.universe.objects().iter().any(|(_, name, _)| name.starts_with("sco/"));
+        while !stored() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .finished();
+    assert!(rig.objects("tlog/").is_empty(), "it is published already");
+    let (name, at) = records(&rig).pop().unwrap();
+    assert!(rig.universe.flip_in_file(&name, at + 100, 1));
+    rig.live(Crash::DiscardLocal, async |live| {
+        live.volume.drain().await.unwrap();
+        assert_eq!(live.volume.state(), State::Running);
+        live.read(0, 8).await;
+        assert_eq!(live.read_raw(8, 8).await.unwrap(), vec![0; 8 * CLUSTER as usize]);
+    })
+    .finished();
+    let names = rig.objects("sco/");
+    assert_eq!(names.len(), 2, "{names:?}");
+    rig.verify(Crash::Kill);
 }
 
 /// Writes and flushes a known content, damages the fullest local file, and expects everything that reads to be right and

@@ -42,7 +42,8 @@ fn the_same_seed_gives_the_same_run() {
 /// The driver must notice the planted bug within this many seeds.
 fn found_within(seeds: u64, canary: Canary) {
     let found = (0..seeds).find(|seed| !sim(*seed, Some(canary)).violations.is_empty());
-    assert!(found.is_some(), "{seeds} seeds did not find {canary:?}");
+    let found = found.unwrap_or_else(|| panic!("{seeds} seeds did not find {canary:?}"));
+    println!("{}: found by seed {found}, the {}th of {seeds}", canary.name(), found + 1);
 }
 
 #[test]
@@ -63,4 +64,39 @@ fn canary_a_reused_name_is_found() {
 #[test]
 fn canary_an_unchecked_checksum_is_found() {
     found_within(20, Canary::UncheckedChecksum);
+}
+
+#[test]
+fn canary_an_unchecked_replay_is_found() {
+    found_within(50, Canary::UncheckedReplay);
+}
+
+#[test]
+fn canary_a_full_disk_that_fails_is_found() {
+    found_within(50, Canary::FullDiskFails);
+}
+
+#[test]
+fn canary_a_chain_that_is_no_fence_is_found() {
+    found_within(50, Canary::NoFence);
+}
+
+#[test]
+fn canary_an_unchecked_page_is_found() {
+    found_within(50, Canary::UncheckedPage);
+}
+
+#[test]
+fn canary_a_failed_sync_that_is_ignored_is_found() {
+    found_within(50, Canary::IgnoredSyncError);
+}
+
+#[test]
+fn canary_an_unchecked_cache_is_found() {
+    found_within(50, Canary::UncheckedCache);
+}
+
+#[test]
+fn canary_a_cache_that_is_believed_after_a_crash_is_found() {
+    found_within(50, Canary::UnmarkedCache);
 }

@@ -4,6 +4,7 @@ pub mod alba;
 pub mod daemon;
 pub mod model;
 pub mod nbd;
+pub mod scenarios;
 pub mod servers;
 pub mod sim;
 pub mod tidy;

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use suite::sim::{self, Outcome, Run};
 use suite::world::faults::Canary;
 
@@ -22,8 +22,8 @@ struct Args {
     #[arg(long, default_value_t = 100)]
     steps: u64,
     /// Plant this bug in the world
-    #[arg(long)]
-    canary: Option<CanaryName>,
+    #[arg(long, value_parser = canary)]
+    canary: Option<Canary>,
     /// Threads; 0 for one per core
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -32,31 +32,13 @@ struct Args {
     failures: usize,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum CanaryName {
-    SkippedFlush,
-    ReorderedManifest,
-    ReusedName,
-    UncheckedChecksum,
-    UncheckedReplay,
-    FullDiskFails,
-    NoFence,
-    UncheckedPage,
-}
-
-impl From<CanaryName> for Canary {
-    fn from(name: CanaryName) -> Self {
-        match name {
-            CanaryName::SkippedFlush => Self::SkippedFlush,
-            CanaryName::ReorderedManifest => Self::ReorderedManifest,
-            CanaryName::ReusedName => Self::ReusedName,
-            CanaryName::UncheckedChecksum => Self::UncheckedChecksum,
-            CanaryName::UncheckedReplay => Self::UncheckedReplay,
-            CanaryName::FullDiskFails => Self::FullDiskFails,
-            CanaryName::NoFence => Self::NoFence,
-            CanaryName::UncheckedPage => Self::UncheckedPage,
-        }
-    }
+/// The canary of this name.
+fn canary(name: &str) -> Result<Canary, String> {
+    let found = Canary::ALL.into_iter().find(|canary| canary.name() == name);
+    found.ok_or_else(|| {
+        let names = Canary::ALL.map(Canary::name).join(", ");
+        format!("there is no canary {name:?}; there are {names}")
+    })
 }
 
 /// What all threads share.
@@ -126,11 +108,16 @@ impl Batch {
                 return;
             }
             self.note(thread, Some((seed, Instant::now())));
-            let run =
-                Run { seed, steps: self.args.steps, canary: self.args.canary.map(Canary::from) };
+            let run = Run { seed, steps: self.args.steps, canary: self.args.canary };
             self.count(seed, &sim::run(run));
             self.note(thread, None);
         }
+    }
+
+    fn reproduce(&self, seed: u64) -> String {
+        let canary = self.args.canary.map(|canary| format!(" ARGS=\"--canary {}\"", canary.name()));
+        let steps = self.args.steps;
+        format!("reproduce: make sim SEED={seed} STEPS={steps}{}", canary.unwrap_or_default())
     }
 
     fn note(&self, thread: usize, what: Option<(u64, Instant)>) {
@@ -152,7 +139,7 @@ impl Batch {
             failing.push(seed);
             println!("seed {seed}:");
             outcome.violations.iter().for_each(|v| println!("  {v}"));
-            println!("  reproduce: make sim SEED={seed} STEPS={}", self.args.steps);
+            println!("  {}", self.reproduce(seed));
         }
     }
 
@@ -162,7 +149,7 @@ impl Batch {
         for (seed, since) in running.iter().flatten() {
             if since.elapsed() > Duration::from_secs(60) {
                 println!("seed {seed} spins without virtual time passing");
-                println!("  reproduce: make sim SEED={seed} STEPS={}", self.args.steps);
+                println!("  {}", self.reproduce(*seed));
                 std::process::exit(2);
             }
         }

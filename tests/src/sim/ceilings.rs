@@ -13,7 +13,7 @@ const METADATA_BYTES: u64 = 1 << 20;
 
 /// What changes from request to request.
 pub(super) fn sample(sim: &Sim, engine: &Engine) {
-    let sizes = sim.plan.buffer;
+    let sizes = sim.sizes();
     let image = sizes.segment_bytes.min(IMAGE_BYTES);
     let images = (sizes.memory_bytes / IMAGE_BYTES).max(LEAST_IMAGES);
     // A seal must find memory even when there is none left for data.
@@ -38,6 +38,11 @@ pub(super) fn check(sim: &Sim, engine: &Engine) {
         let peak = universe.peak_disk_bytes(host);
         if peak > ceiling {
             sim.findings.add(format!("P5: local files took {peak} bytes of {ceiling}"));
+        }
+        let most = sim.plan.trouble.cache.sizes.iter().copied().max().unwrap_or(0);
+        let peak = universe.peak_cache_bytes(host);
+        if peak > most {
+            sim.findings.add(format!("P5: the file of the read cache took {peak} bytes of {most}"));
         }
     }
     let mut flying = 0;

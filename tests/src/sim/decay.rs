@@ -105,8 +105,10 @@ impl Decay {
         };
         let images: BTreeMap<String, Vec<u8>> =
             universe.files(host).into_iter().map(image).collect();
-        let journal = live_records(&images);
-        let watermark = journal.iter().map(|found| found.header.durable_record).max()?;
+        let (journal, watermark) = live_records(&images);
+        if journal.is_empty() {
+            return None;
+        }
         let mut last_record = BTreeMap::new();
         for found in &journal {
             for section in &found.header.sections {
@@ -211,8 +213,9 @@ impl Decay {
     }
 }
 
-/// The records in force, in order: contiguous, whole, and not shut out by a segment begun later.
-fn live_records(images: &BTreeMap<String, Vec<u8>>) -> Vec<Found> {
+/// The records in force, in order: contiguous, whole, and not shut out by a segment begun later. And up to where any record
+/// says that all are durable: also one that is torn itself, or lies behind it.
+fn live_records(images: &BTreeMap<String, Vec<u8>>) -> (Vec<Found>, u64) {
     let header = |(name, bytes): (&String, &Vec<u8>)| {
         let header = SegmentHeader::decode(bytes.get(..BLOCK_BYTES)?).ok()?;
         Some((header.use_no, header.first_record, name.clone()))
@@ -220,26 +223,30 @@ fn live_records(images: &BTreeMap<String, Vec<u8>>) -> Vec<Found> {
     let mut used: Vec<(u64, u64, String)> = images.iter().filter_map(header).collect();
     used.sort_unstable();
     let mut live: Vec<Found> = Vec::new();
+    let (mut watermark, mut ended) = (0, false);
     for (n, (use_no, first_record, file)) in used.iter().enumerate() {
         let end = used[n + 1..].iter().map(|(_, first, _)| *first).min().unwrap_or(u64::MAX);
         let bytes = &images[file];
         let mut at = BLOCK_BYTES;
-        while let Some(header) = record_at(bytes, at, *use_no) {
-            let next = live.last().map_or(*first_record, |last| last.header.record + 1);
-            if header.record != next || header.record >= end {
-                break;
-            }
+        while at < bytes.len() {
+            let found = record_at(bytes, at, *use_no).filter(|header| header.record < end);
+            let Some(header) = found else {
+                at += BLOCK_BYTES;
+                continue;
+            };
             let payload_at = at + BLOCK_BYTES;
             let length = header.payload_bytes as usize;
             let payload = bytes.get(payload_at..payload_at + length).unwrap_or_default();
-            if !verify_payload(&header, payload).is_empty() {
-                return live;
+            watermark = watermark.max(header.durable_record);
+            let next = live.last().map_or(*first_record, |last| last.header.record + 1);
+            ended |= header.record != next || !verify_payload(&header, payload).is_empty();
+            if !ended {
+                live.push(Found { file: file.clone(), at: at as u64, header });
             }
-            live.push(Found { file: file.clone(), at: at as u64, header });
             at = payload_at + length;
         }
     }
-    live
+    (live, watermark)
 }
 
 fn record_at(bytes: &[u8], at: usize, use_no: u64) -> Option<RecordHeader> {

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use volumedriver::buffer::BufferConfig;
+use volumedriver::cache::ssd::SsdConfig;
 use volumedriver::cache::{CacheConfig, DiskTier};
 use volumedriver::metrics::ShardMetrics;
 use volumedriver::shard::{Shard, ShardConfig, VolumeSpec};
@@ -15,7 +16,11 @@ use super::plan::{BufferSizes, VolumePlan};
 use crate::world::{SimWorld, keys};
 
 pub type Volume = volume::Volume<SimWorld>;
+pub use volumedriver::cache::ssd::SsdState;
 pub use volumedriver::volume::State;
+
+/// Bytes of a region of the read cache's disk: small, so that the ring turns.
+const REGION_BYTES: u64 = 64 << 10;
 
 /// One opened shard.
 #[derive(Clone)]
@@ -36,12 +41,16 @@ impl Engine {
         };
         let cache = CacheConfig {
             ram_bytes: sizes.cache_bytes,
-            disk: DiskTier::Off,
+            disk: match sizes.ssd_bytes {
+                0 => DiskTier::Off,
+                bytes => DiskTier::On(SsdConfig { node, bytes, region_bytes: REGION_BYTES }),
+            },
             cluster_size: ClusterSize::DEFAULT,
         };
         let (metrics, keys) = (ShardMetrics::detached(), keys::ring()?);
         let config = ShardConfig { node, buffer, cache, metrics, keys };
-        let shard = Shard::open(world.clone(), world, config).await?;
+        let cache_world = world.with_cache_disk();
+        let shard = Shard::open(world, cache_world, config).await?;
         Ok(Self { shard })
     }
 

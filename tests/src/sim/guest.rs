@@ -547,7 +547,10 @@ impl Guest {
                 Ok(Reply::Data(pieces)) => return Ok(Some(pieces.concat())),
                 Ok(other) => return Err(Fault::bug(format!("a read answered {other:?}"))),
                 Err(fault) if self.excuses(Step::Read, &fault) => {}
-                Err(fault) if is_damage(&fault) => return Ok(None),
+                Err(fault) if is_damage(&fault) => {
+                    tracing::info!(%fault, ?span, "cannot be read");
+                    return Ok(None);
+                }
                 Err(fault) => return Err(fault),
             }
         }

@@ -12,13 +12,15 @@ use volumedriver_core::fault::{Fault, Kind, Result};
 use volumedriver_core::request::{Fua, Request};
 use volumedriver_core::units::{ByteOffset, NodeId};
 
+use super::caches;
 use super::ceilings;
 use super::decay::{Decay, Duty};
 use super::engine::{Engine, State, Volume};
 use super::guest::{Excuse, Guest, Step, is_damage};
-use super::plan::Plan;
+use super::objects::Spoilt;
+use super::plan::{BufferSizes, Plan};
 use super::{Findings, Outcome, runtime};
-use crate::model::{Place, UNREADABLE};
+use crate::model::{Place, Span, UNREADABLE};
 use crate::world::faults::Crash;
 use crate::world::rng::Rng;
 use crate::world::{SimWorld, Universe};
@@ -51,6 +53,12 @@ pub(super) struct Sim {
     /// What decayed since the last life; stays while a volume is read-only because of it.
     decay: RefCell<Option<Decay>>,
     read_only: Cell<bool>,
+    /// An object on the store that is not what it was.
+    spoilt: RefCell<Option<Rc<Spoilt>>>,
+    /// Number of the present life, from 0.
+    life: Cell<usize>,
+    /// Whether anything ever decayed in each host's cache file.
+    cache_decayed: [Cell<bool>; HOSTS],
 }
 
 /// Runs all lives of one plan.
@@ -81,9 +89,13 @@ pub(super) fn run(plan: Plan, findings: &Findings) -> Outcome {
         opened: RefCell::default(),
         decay: RefCell::default(),
         read_only: Cell::new(false),
+        spoilt: RefCell::default(),
+        life: Cell::new(0),
+        cache_decayed: Default::default(),
     };
     let lives = sim.plan.lives;
     for life in 0..=lives + 1 {
+        sim.life.set(life as usize);
         // The last but one ends without a crash planned; the last only looks.
         sim.live(&runtime, life >= lives);
         if sim.is_broken() {
@@ -169,6 +181,7 @@ impl Sim {
     /// Both hosts are started again; which one serves next, and what of its local state there is.
     fn restart(&mut self, crash: Crash, rng: &mut Rng) {
         let owner = self.serving.get();
+        self.restore_spoilt();
         let trouble = &mut self.plan.trouble.rng;
         // The operator's decision about damage is to give the local state up, sooner or later.
         let gives_up = self.read_only.get() && trouble.coin();
@@ -194,6 +207,38 @@ impl Sim {
             self.kept.iter().for_each(|kept| kept.set(Place::Backend));
         }
         self.let_decay();
+        self.let_caches_decay();
+        self.let_object_decay();
+    }
+
+    fn let_caches_decay(&mut self) {
+        for host in 0..HOSTS {
+            let wrong = || caches::check(&self.universe, host);
+            if !self.cache_decayed[host].get()
+                && let Some(wrong) = wrong()
+            {
+                self.findings.add(wrong);
+            }
+            let trouble = &mut self.plan.trouble;
+            if trouble.rng.chance(trouble.cache.decays) {
+                self.cache_decayed[host].set(true);
+                caches::decay(&self.universe, host, &mut trouble.rng);
+            }
+        }
+    }
+
+    fn let_object_decay(&mut self) {
+        let trouble = &mut self.plan.trouble;
+        // What else decayed, or flips on its way, would leave it open which of them a reader meets.
+        let alone = self.decay.borrow().is_none() && self.plan.faults.store.flip_on_read == 0;
+        if trouble.rng.chance(trouble.objects_decay) && alone && !self.read_only.get() {
+            let ids: Vec<_> = self.plan.volumes.iter().map(|volume| volume.id).collect();
+            let spoilt = Spoilt::plant(&self.universe, &ids, &mut trouble.rng);
+            if let Some(spoilt) = &spoilt {
+                tracing::info!(volume = %spoilt.volume, what = spoilt.what, "an object decayed");
+            }
+            *self.spoilt.borrow_mut() = spoilt.map(Rc::new);
+        }
     }
 
     fn let_decay(&mut self) {
@@ -230,6 +275,7 @@ impl Sim {
         engine.shard.settle();
         let any_read_only = volumes.iter().any(|volume| volume.state() != State::Running);
         self.read_only.set(any_read_only);
+        self.look_at_spoilt(&volumes).await;
         for (n, volume) in volumes.iter().enumerate() {
             if !self.verify(n, volume, duties[n]).await {
                 return Ok(());
@@ -240,25 +286,99 @@ impl Sim {
             return Ok(());
         }
         self.decay.take();
+        self.sweep(&volumes, rng).await;
         if rng.chance(self.plan.trouble.contests) {
             let before = rng.below(budget + 1);
             self.guests_work(&volumes, rng, before).await;
             return self.contest(&engine, &volumes, rng, budget - before).await;
         }
         self.guests_work(&volumes, rng, budget).await;
+        self.sweep(&volumes, rng).await;
         ceilings::check(self, &engine);
         if rng.coin() { self.close(&engine).await } else { Ok(()) }
     }
 
-    /// Opens a host's engine, as a supervisor would: again and again while the disk is full or failing.
+    /// Sizes of the present life.
+    pub fn sizes(&self) -> BufferSizes {
+        let by_turns = &self.plan.trouble.cache.sizes;
+        let turn = self.life.get() % by_turns.len().max(1);
+        match by_turns.get(turn) {
+            // Little memory, so that clusters have to leave it for the disk.
+            Some(&ssd_bytes) => {
+                let cache_bytes = self.plan.buffer.cache_bytes.min(256 << 10);
+                BufferSizes { ssd_bytes, cache_bytes, ..self.plan.buffer }
+            }
+            None => self.plan.buffer,
+        }
+    }
+
+    /// Opens the serving host's engine, as a supervisor would: again and again while the disk is full or failing.
     pub async fn open_engine(&self, world: SimWorld, node: NodeId) -> Result<Engine> {
+        let host = self.serving.get();
         loop {
-            match Engine::open(world.clone(), node, self.plan.buffer).await {
+            let may_be_warm = caches::may_be_warm(&self.universe, host);
+            match Engine::open(world.clone(), node, self.sizes()).await {
+                Ok(engine) => {
+                    let known = engine.shard.shared().cache.counts().ssd.used_bytes;
+                    if known > 0 && !may_be_warm {
+                        let what = format!("the read cache knows {known} bytes after a crash");
+                        self.findings.add(what);
+                    }
+                    return Ok(engine);
+                }
                 Err(fault) if is_passing(&fault) => {
                     tokio::time::sleep(Duration::from_secs(1)).await;
+                    self.universe.start_process_again(host);
                 }
-                other => return other,
+                Err(fault) => return Err(fault),
             }
+        }
+    }
+
+    /// Small reads of a stretch of each volume, which go through the read cache.
+    pub async fn sweep(&self, volumes: &[Rc<Volume>], rng: &mut Rng) {
+        const READS: u64 = 64;
+        if self.sizes().ssd_bytes == 0 {
+            return;
+        }
+        for (n, volume) in volumes.iter().enumerate() {
+            let guest = self.guest(n);
+            let sectors = guest.model.borrow().sectors();
+            let cluster = (guest.plan.cluster_size.bytes() / 512) as usize;
+            let mut first = rng.below(sectors as u64) as usize / cluster * cluster;
+            for _ in 0..READS {
+                let count = cluster * rng.between(1, 31) as usize;
+                let count = count.min(sectors - first);
+                guest.read(volume, Span { first, count }).await;
+                first = (first + count) % sectors;
+            }
+        }
+    }
+
+    /// While an object is not what it was, reads of its clusters may fail, and nothing else. Then it is restored.
+    async fn look_at_spoilt(&self, volumes: &[Rc<Volume>]) {
+        let Some(spoilt) = self.spoilt.borrow().clone() else { return };
+        for (n, volume) in volumes.iter().enumerate().filter(|(_, v)| v.id() == spoilt.volume) {
+            let guest = self.guest(n);
+            let Some(words) = guest.look(volume).await else { return };
+            let sectors = (guest.plan.cluster_size.bytes() / 512) as usize;
+            let bad = |n: &usize| words[*n] == UNREADABLE && !spoilt.concerns((n / sectors) as u64);
+            if let Some(sector) = (0..words.len()).find(bad) {
+                let what = &spoilt.what;
+                self.findings.add(format!("P2: sector {sector} cannot be read for {what}"));
+            }
+            let checked = guest.model.borrow().check(words, self.kept[n].get());
+            guest.settle_for(checked);
+            if volume.state() != State::Running {
+                self.findings.add(format!("P4: {:?} for {}", volume.state(), spoilt.what));
+            }
+        }
+        self.restore_spoilt();
+    }
+
+    fn restore_spoilt(&self) {
+        if let Some(spoilt) = self.spoilt.take() {
+            spoilt.restore(&self.universe);
         }
     }
 
@@ -336,6 +456,8 @@ impl Sim {
         match engine.close().await {
             Ok(()) => {}
             Err(_) if self.universe.broken_writes(self.serving.get()) > 0 => return Ok(()),
+            // An end does not wait for room for ever.
+            Err(fault) if fault.kind == Kind::NoSpace => return Ok(()),
             Err(fault) => return Err(fault),
         }
         for (guest, asked) in guests.iter().zip(asked) {

@@ -12,13 +12,17 @@
 //! | `life` | one life of a host: open, verify what the crash left, work until the end or the next crash |
 //! | `rivals` | a life in which another host takes the volumes over |
 //! | `decay` | what the journal loses while the host is down, and what must come of it |
+//! | `objects` | an SCO that is lost or decays for a while |
+//! | `caches` | what a crash may leave of the read cache's file, and what decays in it |
 //! | `ceilings` | what is bounded stays within its bounds |
 
+mod caches;
 mod ceilings;
 mod decay;
 pub mod engine;
 pub mod guest;
 mod life;
+mod objects;
 pub mod plan;
 pub mod rig;
 mod rivals;

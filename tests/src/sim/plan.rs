@@ -42,8 +42,20 @@ pub struct Trouble {
     pub pages_decay: u32,
     /// How often, in a million, another host takes over during a life.
     pub contests: u32,
+    /// How often, in a million, an object decays or is lost on the store for a life that only looks.
+    pub objects_decay: u32,
+    pub cache: CacheTrouble,
     /// Source of everything drawn about trouble on the way.
     pub rng: Rng,
+}
+
+/// What happens to the disk tier of the read cache. There may be none.
+#[derive(Clone, Debug, Default)]
+pub struct CacheTrouble {
+    /// Sizes it has by turns, from life to life; 0 for none.
+    pub sizes: Vec<u64>,
+    /// How often, in a million, its file decays while the host is down.
+    pub decays: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +65,8 @@ pub struct BufferSizes {
     pub memory_bytes: u64,
     pub batch_bytes: u64,
     pub cache_bytes: u64,
+    /// The disk tier of the read cache; 0 for none.
+    pub ssd_bytes: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -104,7 +118,14 @@ impl Trouble {
             (3, (false, true)),
             (1, (true, true)),
         ]);
-        let mut trouble = Self { journal_decays: 0, pages_decay: 0, contests: 0, rng: rng.fork() };
+        let mut trouble = Self {
+            journal_decays: 0,
+            pages_decay: 0,
+            contests: 0,
+            objects_decay: 0,
+            cache: CacheTrouble::default(),
+            rng: rng.fork(),
+        };
         if local {
             draw_disk_trouble(&mut faults.disk, &mut rng);
             faults.pages = draw_page_trouble(&mut rng);
@@ -116,7 +137,25 @@ impl Trouble {
         if contested {
             trouble.contests = 600_000;
         }
+        if rng.coin() {
+            trouble.cache = draw_cache(faults, &mut rng);
+        }
+        if rng.chance(200_000) {
+            faults.store.brownouts.push(draw_window(&mut rng));
+        }
+        if rng.chance(150_000) {
+            trouble.objects_decay = 500_000;
+        }
         match run.canary {
+            Some(Canary::IgnoredSyncError) => faults.disk.sync_error = 20_000,
+            Some(Canary::UncheckedCache) => {
+                trouble.cache = CacheTrouble { sizes: vec![2 * MIB], decays: 1_000_000 };
+                faults.cache_disk = DiskFaults::default();
+            }
+            Some(Canary::UnmarkedCache) => {
+                trouble.cache = CacheTrouble { sizes: vec![2 * MIB], decays: 0 };
+                faults.cache_disk = DiskFaults::default();
+            }
             Some(Canary::UncheckedReplay) => trouble.journal_decays = 1_000_000,
             Some(Canary::UncheckedPage) => trouble.pages_decay = 1_000_000,
             Some(Canary::FullDiskFails) => faults.disk.full.push(draw_window(&mut rng)),
@@ -125,6 +164,23 @@ impl Trouble {
         }
         trouble
     }
+}
+
+/// A cache disk that is well, ails, or breaks; its size may change, or it may be taken out and put in again.
+fn draw_cache(faults: &mut Faults, rng: &mut Rng) -> CacheTrouble {
+    let size = rng.between(5, 16) * MIB / 4;
+    let sizes =
+        rng.pick(&[(4, [size; 3]), (2, [size, 0, size]), (1, [size, size / 2, 0])]).to_vec();
+    let disk = &mut faults.cache_disk;
+    disk.delay_ms = rng.pick(&[(3, 0), (1, 3), (1, 200)]);
+    disk.delayed = 200_000;
+    if rng.coin() {
+        draw_disk_trouble(disk, rng);
+        // Silence is what breaks it, not slowness.
+        disk.slow_ms = rng.pick(&[(1, disk.slow_ms), (1, 20_000)]);
+        disk.capacity = rng.pick(&[(9, u64::MAX), (1, size / 2)]);
+    }
+    CacheTrouble { sizes, decays: rng.pick(&[(1, 0), (1, 500_000)]) }
 }
 
 /// What passes is drawn often, what breaks the write buffer for the rest of a life seldom.
@@ -161,6 +217,7 @@ fn draw_buffer(rng: &mut Rng) -> BufferSizes {
         memory_bytes: rng.pick(&[(2, MIB), (2, 2 * MIB), (1, 8 * MIB)]),
         batch_bytes: rng.pick(&[(1, 16 << 10), (2, 128 << 10), (1, 512 << 10)]),
         cache_bytes: rng.pick(&[(1, 0), (2, 256 << 10), (2, 4 * MIB)]),
+        ssd_bytes: 0,
     }
 }
 
@@ -243,7 +300,7 @@ fn draw_faults(rng: &mut Rng) -> Faults {
     if rng.chance(150_000) {
         store.full.push(draw_window(rng));
     }
-    Faults { disk, pages: PageFaults::default(), store, canary: None }
+    Faults { disk, store, ..Faults::default() }
 }
 
 fn draw_window(rng: &mut Rng) -> Window {

@@ -1,5 +1,7 @@
-//! A test bench for scripted scenarios: one volume in one universe, one life after another, told what to do.
+//! A test bench for scripted scenarios: one volume in one universe, one life after another, told what to do. During a life
+//! a second host may take the volume over ([`Live::take_over`]); from then on that one serves it.
 
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -33,8 +35,11 @@ pub struct Rig {
     pub sizes: BufferSizes,
     pub node: NodeId,
     findings: Findings,
-    created: Rc<std::cell::Cell<bool>>,
+    created: Rc<Cell<bool>>,
     kept: Place,
+    /// The host that serves the volume, and its guest once it has taken it over.
+    serving: usize,
+    heir: Rc<RefCell<Option<Rc<Guest>>>>,
     runtime: Runtime,
 }
 
@@ -44,7 +49,15 @@ pub struct Live {
     pub volume: Rc<Volume>,
     pub guest: Rc<Guest>,
     pub universe: Universe,
+    /// The host that serves it.
+    pub host: usize,
+    nodes: [NodeId; 2],
+    sizes: BufferSizes,
+    heir: Rc<RefCell<Option<Rc<Guest>>>>,
 }
+
+/// Identity of the second host.
+const OTHER_NODE: NodeId = NodeId([2; 16]);
 
 /// How a life ended.
 #[derive(Debug)]
@@ -76,6 +89,7 @@ pub fn small_sizes() -> BufferSizes {
         memory_bytes: 2 << 20,
         batch_bytes: 64 << 10,
         cache_bytes: 0,
+        ssd_bytes: 0,
     }
 }
 
@@ -108,7 +122,9 @@ impl Rig {
         let runtime = runtime();
         let universe = {
             let _inside = runtime.enter();
-            Universe::new(seed, faults)
+            let universe = Universe::new(seed, faults);
+            universe.add_host();
+            universe
         };
         let findings = Findings::default();
         let excused: Excuse = Rc::new(|_, _| false);
@@ -120,8 +136,25 @@ impl Rig {
             findings,
             created: Rc::default(),
             kept: Place::Journal,
+            serving: 0,
+            heir: Rc::default(),
             runtime,
         }
+    }
+
+    /// What must have survived the last crash, from now on.
+    pub fn expect(&mut self, kept: Place) {
+        self.kept = kept;
+    }
+
+    /// The other host serves the volume from the next life on; what is left on it of the volume is out of date.
+    pub fn change_host(&mut self) {
+        self.serving = 1 - self.serving;
+        self.kept = Place::Backend;
+    }
+
+    fn nodes(&self) -> [NodeId; 2] {
+        [self.node, OTHER_NODE]
     }
 
     /// One life that nothing interrupts, then this crash.
@@ -139,14 +172,14 @@ impl Rig {
         let _inside = self.runtime.enter();
         self.guest.reset();
         if let Some(gates) = gates {
-            self.universe.crash_after(0, gates);
+            self.universe.crash_after(self.serving, gates);
         }
         let end = {
             let local = LocalSet::new();
             let life = async {
                 tokio::select! {
                     biased;
-                    () = self.universe.crashed(|| 0) => End::Crashed,
+                    () = self.universe.crashed(|| self.serving_now()) => End::Crashed,
                     end = tokio::time::timeout(PATIENCE, self.work(script)) => {
                         end.expect("the script waits for ever")
                     }
@@ -156,7 +189,13 @@ impl Rig {
             self.universe.crash_now();
             end
         };
-        self.universe.restart(crash);
+        self.serving = self.serving_now();
+        if let Some(heir) = self.heir.take() {
+            self.guest = heir;
+        }
+        for host in 0..2 {
+            self.universe.restart_host(host, crash);
+        }
         if crash == Crash::DiscardLocal {
             self.kept = Place::Backend;
             self.node = NodeId(self.universe.state().rng.bytes16());
@@ -165,8 +204,14 @@ impl Rig {
         end
     }
 
+    fn serving_now(&self) -> usize {
+        if self.heir.borrow().is_some() { 1 - self.serving } else { self.serving }
+    }
+
     async fn work<T>(&self, script: impl AsyncFnOnce(&Live) -> T) -> End<T> {
-        let engine = match Engine::open(self.universe.world(), self.node, self.sizes).await {
+        let host = self.serving;
+        let (world, node) = (self.universe.world_of(host), self.nodes()[host]);
+        let engine = match Engine::open(world, node, self.sizes).await {
             Ok(engine) => engine,
             Err(fault) => return End::Refused(fault),
         };
@@ -174,7 +219,9 @@ impl Rig {
             Ok(volume) => {
                 engine.shard.settle();
                 let (guest, universe) = (self.guest.clone(), self.universe.clone());
-                End::Finished(script(&Live { engine, volume, guest, universe }).await)
+                let (nodes, sizes, heir) = (self.nodes(), self.sizes, self.heir.clone());
+                let live = Live { engine, volume, guest, universe, host, nodes, sizes, heir };
+                End::Finished(script(&live).await)
             }
             Err(fault) => End::Refused(fault),
         }
@@ -232,6 +279,30 @@ impl Rig {
 }
 
 impl Live {
+    /// Opens the volume on the other host.
+    pub async fn open_elsewhere(&self) -> Result<(Engine, Rc<Volume>)> {
+        let host = 1 - self.host;
+        let world = self.universe.world_of(host);
+        let engine = Engine::open(world, self.nodes[host], self.sizes).await?;
+        let volume = engine.open_volume(&self.guest.plan).await?;
+        engine.shard.settle();
+        Ok((engine, volume))
+    }
+
+    /// The other host takes the volume over. This side's guest stands being told so from now on.
+    pub async fn take_over(&self) -> Result<Self> {
+        let host = 1 - self.host;
+        let (engine, volume) = self.open_elsewhere().await?;
+        let nothing: Excuse = Rc::new(|_, _| false);
+        let guest = Rc::new(self.guest.taken_over(nothing));
+        *self.guest.excused.borrow_mut() =
+            Rc::new(|_, fault| matches!(fault.kind, Kind::Fenced | Kind::Closed));
+        *self.heir.borrow_mut() = Some(guest.clone());
+        assert!(guest.recover(&volume, Place::Backend).await, "what was taken over is wrong");
+        let (universe, sizes, heir) = (self.universe.clone(), self.sizes, self.heir.clone());
+        Ok(Self { engine, volume, guest, universe, host, nodes: self.nodes, sizes, heir })
+    }
+
     /// Writes clusters through the guest's model.
     pub async fn write(&self, first: usize, count: usize) {
         self.guest.write(&self.volume, clusters(first, count), Fua::No).await;

@@ -13,10 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use volumedriver::io::buf::{AlignedBuf, AreaSlice};
 use volumedriver::world::{Disk, DiskFile, Durability};
 use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::format::cache::{self, CacheHeader};
 
-use super::faults::{Canary, Crash, DiskFaults, PASSING, is_in};
+use super::faults::{Canary, Crash, DiskFaults, Drive, PASSING, is_in};
+use super::journal::Written;
 use super::rng::Rng;
-use super::{Link, State, mix, name_word};
+use super::{Host, Link, State, mix, name_word};
 
 /// Unit that is durable or not, bytes.
 const BLOCK: usize = 4096;
@@ -81,6 +83,8 @@ struct FileState {
     durable: Vec<u8>,
     /// Blocks whose visible bytes are not durable.
     dirty: BTreeSet<usize>,
+    /// Those of which a sync failed: no later sync covers them unless they are written again.
+    doomed: BTreeSet<usize>,
     /// Blocks that cannot be read until they are written again.
     unreadable: BTreeSet<usize>,
 }
@@ -93,15 +97,15 @@ struct FlyingWrite {
 
 impl FileState {
     fn zeroed(len: u64) -> Self {
-        let len = len as usize;
-        let (dirty, unreadable) = (BTreeSet::new(), BTreeSet::new());
-        Self { visible: vec![0; len], durable: vec![0; len], dirty, unreadable }
+        let zeroes = || vec![0; len as usize];
+        Self { visible: zeroes(), durable: zeroes(), ..Self::default() }
     }
 
     fn write(&mut self, offset: usize, data: &[u8], durability: Durability) {
         self.visible[offset..offset + data.len()].copy_from_slice(data);
         let blocks = offset / BLOCK..(offset + data.len()).div_ceil(BLOCK);
         self.unreadable.retain(|block| !blocks.contains(block));
+        self.doomed.retain(|block| !blocks.contains(block));
         match durability {
             Durability::Later => self.dirty.extend(blocks),
             Durability::Now => {
@@ -117,6 +121,18 @@ impl FileState {
     fn harden(&mut self, block: usize) {
         let range = block * BLOCK..(block + 1) * BLOCK;
         self.durable[range.clone()].copy_from_slice(&self.visible[range]);
+    }
+
+    /// The host starts again. A block of which a sync failed is lost, or still in the device's cache like any other.
+    fn settle_doomed(&mut self, rng: &mut Rng) {
+        for block in std::mem::take(&mut self.doomed) {
+            if rng.coin() {
+                self.dirty.insert(block);
+            } else {
+                let range = block * BLOCK..(block + 1) * BLOCK;
+                self.visible[range.clone()].copy_from_slice(&self.durable[range]);
+            }
+        }
     }
 
     /// What a power cut leaves: afterwards both images are the same.
@@ -200,12 +216,17 @@ impl DiskState {
         }
         let named: BTreeSet<u64> = self.names.values().copied().collect();
         self.files.retain(|id, _| named.contains(id));
+        self.settle_doomed(rng);
         if crash == Crash::PowerLoss {
             let style = CutStyle::draw(rng);
             for file in self.files.values_mut() {
                 file.cut_power(style, rng);
             }
         }
+    }
+
+    pub fn settle_doomed(&mut self, rng: &mut Rng) {
+        self.files.values_mut().for_each(|file| file.settle_doomed(rng));
     }
 
     /// A write that nobody waits for any more: all of it, none of it, or any of its sectors.
@@ -309,19 +330,28 @@ impl DiskState {
 
 impl State {
     fn disk(&mut self, link: &Link) -> &mut DiskState {
-        &mut self.hosts[link.host].disk
+        self.hosts[link.host].drive(link.drive)
     }
 
     /// Lets a write complete; a dropped one is settled by [`FlyingGuard`].
     fn land(&mut self, link: &Link, flight: u64, durability: Durability) {
-        let skipped = self.faults.canary == Some(Canary::SkippedFlush);
+        let canary = self.faults.canary;
+        let skipped = canary == Some(Canary::SkippedFlush);
         let durability = if skipped { Durability::Later } else { durability };
         let disk = self.disk(link);
         let Some(write) = disk.writes.remove(&flight) else { return };
+        if canary == Some(Canary::UnmarkedCache) && is_mark(&write.data) {
+            return;
+        }
         if let Some(file) = disk.files.get_mut(&write.file) {
             file.write(write.offset, &write.data, durability);
         }
     }
+}
+
+/// Whether this is what the read cache's file says while it is in use.
+fn is_mark(data: &[u8]) -> bool {
+    CacheHeader::decode(data).is_ok_and(|header| header.state == cache::FileState::InUse)
 }
 
 /// Settles a write whose future was dropped while the host lives on: the device still carries it out.
@@ -343,7 +373,7 @@ impl Link {
         let now = self.now();
         let (longest, delayed, slower) = {
             let state = self.state();
-            let disk = &state.faults.disk;
+            let disk = state.faults.of(self.drive);
             let slower = if is_in(&disk.slow, now) { disk.slow_ms } else { 0 };
             (disk.delay_ms, disk.delayed, slower)
         };
@@ -356,7 +386,7 @@ impl Link {
     /// What the disk's faults say now.
     fn disk_says<T>(&self, ask: impl FnOnce(&DiskFaults, std::time::Duration) -> T) -> T {
         let now = self.now();
-        ask(&self.state().faults.disk, now)
+        ask(self.state().faults.of(self.drive), now)
     }
 }
 
@@ -396,7 +426,8 @@ impl Disk for SimDisk {
         }
         let id = {
             let mut state = link.state();
-            let (id, capacity) = (state.take_flight_no(), state.faults.disk.capacity);
+            let id = state.take_flight_no();
+            let capacity = state.faults.of(link.drive).capacity;
             let disk = state.disk(link);
             if disk.used_bytes().saturating_add(len) > capacity {
                 return Err(Fault::no_space(format!(
@@ -484,15 +515,16 @@ impl DiskFile for SimFile {
         link.gate("file.reading", 0).await;
         let mut guard = link.state();
         let state = &mut *guard;
-        let faults = state.faults.disk.clone();
-        let disk = &mut state.hosts[link.host].disk;
+        let faults = state.faults.of(link.drive);
+        let (fails, flips) = (faults.read_error, faults.flip_on_read);
+        let disk = state.hosts[link.host].drive(link.drive);
         let place = (id, offset);
-        let fails = disk.goes_wrong(place, faults.read_error, &mut state.rng);
-        let flips = !fails && disk.goes_wrong(place, faults.flip_on_read, &mut state.rng);
+        let fails = disk.goes_wrong(place, fails, &mut state.rng);
+        let flips = !fails && disk.goes_wrong(place, flips, &mut state.rng);
         if fails {
             return Err(unreadable(id));
         }
-        state.copy_content(link.host, &self.content, offset, &mut buf)?;
+        state.copy_content(link, &self.content, offset, &mut buf)?;
         if flips && !buf.is_empty() {
             let bit = state.rng.below(buf.len() as u64 * 8) as usize;
             buf[bit / 8] ^= 1 << (bit % 8);
@@ -515,6 +547,7 @@ impl DiskFile for SimFile {
         let id = self.id();
         link.gate("file.write", mix(id << 48 ^ offset) ^ print ^ (durability as u64)).await;
         self.check("write", offset, data.len())?;
+        link.check_journal((id, offset as usize), &data);
         let flight = {
             let mut state = link.state();
             let flight = state.take_flight_no();
@@ -549,14 +582,35 @@ impl DiskFile for SimFile {
 }
 
 impl Link {
+    /// Looks at a write to the journal that begins now.
+    fn check_journal(&self, place: (u64, usize), data: &[u8]) {
+        if self.drive != Drive::Buffer {
+            return;
+        }
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let Host { drives, journal, .. } = &mut state.hosts[self.host];
+        let files = &drives[Drive::Buffer as usize].files;
+        let is_durable = |written: &Written| {
+            let blocks = written.offset / BLOCK..(written.offset + written.len) / BLOCK;
+            files.get(&written.file).is_none_or(|file| {
+                let any = |of: &BTreeSet<usize>| of.range(blocks.clone()).next().is_some();
+                !any(&file.dirty) && !any(&file.doomed)
+            })
+        };
+        let broken = journal.check_write(&state.store, place, data, is_durable);
+        state.violations.extend(broken);
+    }
+
     fn finish_write(&self, flight: u64, place: (u64, u64), durability: Durability) -> Result<()> {
         let now = self.now();
         let mut guard = self.state();
         let state = &mut *guard;
-        let faults = state.faults.disk.clone();
+        let faults = state.faults.of(self.drive);
         let (full, dead) = (is_in(&faults.full, now), is_in(&faults.dead, now));
-        let disk = &mut state.hosts[self.host].disk;
-        let passing = disk.goes_wrong(place, faults.write_error, &mut state.rng);
+        let fails = faults.write_error;
+        let disk = state.hosts[self.host].drive(self.drive);
+        let passing = disk.goes_wrong(place, fails, &mut state.rng);
         if !full && !dead && !passing {
             state.land(self, flight, durability);
             return Ok(());
@@ -572,28 +626,29 @@ impl Link {
         }
     }
 
-    fn finish_sync(&self, id: u64, mut covered: Vec<usize>) -> Result<()> {
+    fn finish_sync(&self, id: u64, covered: Vec<usize>) -> Result<()> {
         let now = self.now();
         let mut guard = self.state();
         let state = &mut *guard;
-        let dead = is_in(&state.faults.disk.dead, now);
-        let fails = dead || state.rng.chance(state.faults.disk.sync_error);
-        if fails {
-            // Some of it may be durable, or none.
-            covered.retain(|_| state.rng.coin());
-        }
-        let skipped = state.faults.canary == Some(Canary::SkippedFlush);
-        let disk = &mut state.hosts[self.host].disk;
+        let faults = state.faults.of(self.drive);
+        let fails = is_in(&faults.dead, now) || state.rng.chance(faults.sync_error);
+        let canary = state.faults.canary;
+        let disk = state.hosts[self.host].drive(self.drive);
         disk.broken += u64::from(fails);
-        if let Some(file) = disk.files.get_mut(&id)
-            && !skipped
-        {
+        let file = disk.files.get_mut(&id).filter(|_| canary != Some(Canary::SkippedFlush));
+        if let Some(file) = file {
             for block in covered {
-                if file.dirty.remove(&block) {
-                    file.harden(block);
+                if !file.dirty.remove(&block) {
+                    continue;
+                }
+                // Of a sync that fails some may be durable, or none; what is not stays so, whatever is synced later.
+                match fails && state.rng.coin() {
+                    true => drop(file.doomed.insert(block)),
+                    false => file.harden(block),
                 }
             }
         }
+        let fails = fails && canary != Some(Canary::IgnoredSyncError);
         if fails { Err(input_output_error("syncing", id)) } else { Ok(()) }
     }
 }
@@ -602,7 +657,7 @@ impl State {
     /// What a reader of a file sees from `offset` on.
     fn copy_content(
         &self,
-        host: usize,
+        link: &Link,
         content: &Content,
         offset: u64,
         out: &mut [u8],
@@ -610,7 +665,7 @@ impl State {
         let (start, end) = (offset as usize, offset as usize + out.len());
         match content {
             Content::File(id) => {
-                let file = self.hosts[host].disk.files.get(id);
+                let file = self.hosts[link.host].drives[link.drive as usize].files.get(id);
                 let file = file.ok_or_else(|| input_output_error("reading", id))?;
                 if file.unreadable.range(start / BLOCK..end.div_ceil(BLOCK)).next().is_some() {
                     return Err(unreadable(id));

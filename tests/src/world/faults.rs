@@ -6,6 +6,8 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     pub disk: DiskFaults,
+    /// The disk of the read cache: nothing that happens to it may be noticed.
+    pub cache_disk: DiskFaults,
     pub pages: PageFaults,
     pub store: StoreFaults,
     pub canary: Option<Canary>,
@@ -22,7 +24,7 @@ pub struct DiskFaults {
     pub read_error: u32,
     pub write_error: u32,
     pub flip_on_read: u32,
-    /// Syncs that fail: how much of it became durable nobody knows.
+    /// Syncs that fail: how much of it became durable nobody knows, and no later sync makes up for it.
     pub sync_error: u32,
     /// Bytes that fit on the disk.
     pub capacity: u64,
@@ -84,6 +86,8 @@ pub struct StoreFaults {
     pub stale_list: Duration,
     /// Times in which every call is `Unavailable`.
     pub outages: Vec<Window>,
+    /// Times in which half of the calls are.
+    pub brownouts: Vec<Window>,
     /// Times in which every put is `NoSpace`: not even the reserve has room.
     pub full: Vec<Window>,
     /// Times in which puts of data are `NoSpace`.
@@ -144,4 +148,63 @@ pub enum Canary {
     NoFence,
     /// A page whose checksum is wrong is taken as it is: pages decay together with their checksum.
     UncheckedPage,
+    /// A sync that fails is taken for one that did not: what was lost is called durable.
+    IgnoredSyncError,
+    /// A cluster on the cache's disk is not checked: where it decayed, the catalogue's checksum agrees with what is left.
+    UncheckedCache,
+    /// The cache's file does not say that it is in use: after a crash its catalogue is believed.
+    UnmarkedCache,
+}
+
+impl Canary {
+    pub const ALL: [Self; 11] = [
+        Self::SkippedFlush,
+        Self::ReorderedManifest,
+        Self::ReusedName,
+        Self::UncheckedChecksum,
+        Self::UncheckedReplay,
+        Self::FullDiskFails,
+        Self::NoFence,
+        Self::UncheckedPage,
+        Self::IgnoredSyncError,
+        Self::UncheckedCache,
+        Self::UnmarkedCache,
+    ];
+
+    /// As it is called on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SkippedFlush => "skipped-flush",
+            Self::ReorderedManifest => "reordered-manifest",
+            Self::ReusedName => "reused-name",
+            Self::UncheckedChecksum => "unchecked-checksum",
+            Self::UncheckedReplay => "unchecked-replay",
+            Self::FullDiskFails => "full-disk-fails",
+            Self::NoFence => "no-fence",
+            Self::UncheckedPage => "unchecked-page",
+            Self::IgnoredSyncError => "ignored-sync-error",
+            Self::UncheckedCache => "unchecked-cache",
+            Self::UnmarkedCache => "unmarked-cache",
+        }
+    }
+}
+
+/// Which of a host's disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drive {
+    /// The write buffer's.
+    Buffer,
+    /// The read cache's.
+    Cache,
+}
+
+impl Faults {
+    #[must_use]
+    pub fn of(&self, drive: Drive) -> &DiskFaults {
+        match drive {
+            Drive::Buffer => &self.disk,
+            Drive::Cache => &self.cache_disk,
+        }
+    }
 }

@@ -11,6 +11,7 @@
 
 pub mod disk;
 pub mod faults;
+mod journal;
 pub mod keys;
 pub mod order;
 pub mod pages;
@@ -27,10 +28,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use volumedriver::world::World;
-use volumedriver_core::units::{PageNo, VolumeId};
+use volumedriver_core::units::{PageNo, ScoId, VolumeId};
 
 use disk::{DiskState, SimDisk};
-use faults::{Crash, Faults};
+use faults::{Crash, Drive, Faults};
+use journal::Journal;
 use pages::{PagesState, SimPages};
 use rng::{Rng, mix};
 use store::{SimStore, StoreState};
@@ -61,8 +63,10 @@ pub(crate) struct State {
 /// One machine: its local state, and how often it was started.
 #[derive(Default)]
 pub(crate) struct Host {
-    pub disk: DiskState,
+    /// By [`Drive`].
+    pub drives: [DiskState; 2],
     pub pages: PagesState,
+    pub journal: Journal,
     life: u64,
     gates: u64,
     crash_at: Option<u64>,
@@ -73,11 +77,19 @@ pub(crate) struct Host {
     pub partitioned: bool,
 }
 
+impl Host {
+    pub fn drive(&mut self, drive: Drive) -> &mut DiskState {
+        &mut self.drives[drive as usize]
+    }
+}
+
 /// What one life of a host sees of the universe.
 #[derive(Clone)]
 pub(crate) struct Link {
     shared: Rc<Shared>,
     pub host: usize,
+    /// Where its files are.
+    pub drive: Drive,
     life: u64,
 }
 
@@ -121,7 +133,7 @@ impl Universe {
     #[must_use]
     pub fn world_of(&self, host: usize) -> SimWorld {
         let life = self.state().hosts[host].life;
-        let link = Link { shared: self.0.clone(), host, life };
+        let link = Link { shared: self.0.clone(), host, drive: Drive::Buffer, life };
         SimWorld {
             disk: SimDisk(link.clone()),
             store: SimStore(link.clone()),
@@ -144,9 +156,9 @@ impl Universe {
         host.crash_at = Some(host.gates + gates);
     }
 
-    /// Takes host 0's planned crash back.
-    pub fn call_off_crash(&self) {
-        self.state().hosts[0].crash_at = None;
+    /// Takes a host's planned crash back.
+    pub fn call_off_crash(&self, host: usize) {
+        self.state().hosts[host].crash_at = None;
     }
 
     /// Stops every host this instant.
@@ -224,28 +236,51 @@ impl Universe {
     /// Names and lengths of a host's files.
     #[must_use]
     pub fn files(&self, host: usize) -> Vec<(String, u64)> {
-        self.state().hosts[host].disk.names()
+        self.state().hosts[host].drive(Drive::Buffer).names()
     }
 
     /// What a reader of one of a host's files sees.
     #[must_use]
     pub fn file_bytes(&self, host: usize, name: &str) -> Vec<u8> {
-        self.state().hosts[host].disk.contents(name).unwrap_or_default().to_vec()
+        self.state().hosts[host].drive(Drive::Buffer).contents(name).unwrap_or_default().to_vec()
+    }
+
+    /// The file of a host's read cache.
+    #[must_use]
+    pub fn cache_file(&self, host: usize) -> Option<Vec<u8>> {
+        let mut state = self.state();
+        let disk = state.hosts[host].drive(Drive::Cache);
+        let (name, _) = disk.names().pop()?;
+        disk.contents(&name).map(<[u8]>::to_vec)
+    }
+
+    /// Replaces bytes of the file of a host's read cache for good.
+    pub fn overwrite_in_cache(&self, host: usize, at: u64, bytes: &[u8]) -> bool {
+        let mut state = self.state();
+        let disk = state.hosts[host].drive(Drive::Cache);
+        disk.names().pop().is_some_and(|(name, _)| disk.overwrite(&name, at, bytes))
+    }
+
+    /// Makes a block of the file of a host's read cache unreadable until it is written again.
+    pub fn lose_cache_block(&self, host: usize, at: u64) -> bool {
+        let mut state = self.state();
+        let disk = state.hosts[host].drive(Drive::Cache);
+        disk.names().pop().is_some_and(|(name, _)| disk.lose_block(&name, at))
     }
 
     /// Flips a bit of one of host 0's files for good; false when it is not that long.
     pub fn flip_in_file(&self, name: &str, byte: u64, bit: u32) -> bool {
-        self.state().hosts[0].disk.flip(name, byte, bit)
+        self.state().hosts[0].drive(Drive::Buffer).flip(name, byte, bit)
     }
 
     /// Replaces bytes of one of a host's files for good.
     pub fn overwrite_in_file(&self, host: usize, name: &str, at: u64, bytes: &[u8]) -> bool {
-        self.state().hosts[host].disk.overwrite(name, at, bytes)
+        self.state().hosts[host].drive(Drive::Buffer).overwrite(name, at, bytes)
     }
 
     /// Makes a block of one of a host's files unreadable until it is written again.
     pub fn lose_block(&self, host: usize, name: &str, at: u64) -> bool {
-        self.state().hosts[host].disk.lose_block(name, at)
+        self.state().hosts[host].drive(Drive::Buffer).lose_block(name, at)
     }
 
     /// The bug planted in this world.
@@ -264,18 +299,32 @@ impl Universe {
     /// Writes and syncs of a host's disk that failed for good since it was started.
     #[must_use]
     pub fn broken_writes(&self, host: usize) -> u64 {
-        self.state().hosts[host].disk.broken
+        self.state().hosts[host].drive(Drive::Buffer).broken
     }
 
     /// Cuts off one of host 0's files for good.
     pub fn truncate_file(&self, name: &str, len: u64) -> bool {
-        self.state().hosts[0].disk.truncate(name, len)
+        self.state().hosts[0].drive(Drive::Buffer).truncate(name, len)
     }
 
     /// Most bytes that a host's files took at any time.
     #[must_use]
     pub fn peak_disk_bytes(&self, host: usize) -> u64 {
-        self.state().hosts[host].disk.peak_bytes
+        self.state().hosts[host].drive(Drive::Buffer).peak_bytes
+    }
+
+    /// The same of the files of its read cache.
+    #[must_use]
+    pub fn peak_cache_bytes(&self, host: usize) -> u64 {
+        self.state().hosts[host].drive(Drive::Cache).peak_bytes
+    }
+
+    /// The process of a host starts again, the host does not: what its disk failed to sync is lost, or like anything unsynced.
+    pub fn start_process_again(&self, host: usize) {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        state.hosts[host].journal = Journal::default();
+        state.hosts[host].drives.iter_mut().for_each(|disk| disk.settle_doomed(&mut state.rng));
     }
 
     /// Most SCO puts that one host had under way to a namespace at one time.
@@ -314,6 +363,28 @@ impl Universe {
         self.state().store.damage(namespace, name, damage)
     }
 
+    /// An object's bytes.
+    #[must_use]
+    pub fn object(&self, namespace: &str, name: &str) -> Option<bytes::Bytes> {
+        self.state().store.body(namespace, name).cloned()
+    }
+
+    /// Whether a volume's manifests name this SCO of its own.
+    #[must_use]
+    pub fn is_published(&self, volume: VolumeId, sco: ScoId) -> bool {
+        let state = self.state();
+        let origin = state
+            .store
+            .shape_of(volume)
+            .and_then(|shape| shape.origin_of(sco.seq).filter(|_| sco.seq <= shape.last_sco));
+        origin.is_some_and(|origin| origin.epoch == sco.epoch)
+    }
+
+    /// Brings back an object as it was before it was damaged or lost.
+    pub fn restore_object(&self, namespace: &str, name: &str, body: bytes::Bytes) {
+        self.state().store.restore(namespace, name, body);
+    }
+
     /// Puts an object in place behind the store's back; nothing of it is checked.
     pub fn plant_object(&self, namespace: &str, name: &str, body: bytes::Bytes) {
         self.state().store.plant(namespace, name, body);
@@ -323,7 +394,7 @@ impl Universe {
     pub fn plant_file(&self, name: &str, bytes: Vec<u8>) {
         let mut state = self.state();
         let id = state.take_flight_no();
-        state.hosts[0].disk.plant(name, id, bytes);
+        state.hosts[0].drive(Drive::Buffer).plant(name, id, bytes);
     }
 
     /// Puts a page in place behind host 0's back.
@@ -359,7 +430,12 @@ impl State {
         self.store.abandon_host(host, now, &mut self.rng);
         let host = &mut self.hosts[host];
         host.down = false;
-        host.disk.crash(crash, &mut self.rng);
+        host.journal = Journal::default();
+        // The read cache's disk may be another one, which nobody thinks of.
+        let forgotten = crash == Crash::DiscardLocal && self.rng.coin();
+        let of_cache = if forgotten { Crash::Kill } else { crash };
+        host.drive(Drive::Buffer).crash(crash, &mut self.rng);
+        host.drive(Drive::Cache).crash(of_cache, &mut self.rng);
         host.pages.crash(crash, &mut self.rng);
         self.note(crash as u64);
     }
@@ -442,6 +518,13 @@ impl Link {
 }
 
 impl SimWorld {
+    /// The same, with the read cache's disk for its files.
+    #[must_use]
+    pub fn with_cache_disk(&self) -> Self {
+        let link = Link { drive: Drive::Cache, ..self.link.clone() };
+        Self { disk: SimDisk(link.clone()), link, ..self.clone() }
+    }
+
     /// The universe this world is part of.
     #[must_use]
     pub fn universe(&self) -> Universe {

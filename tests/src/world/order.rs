@@ -25,6 +25,12 @@ pub(crate) struct Chain {
     checkpoint: ManifestNo,
 }
 
+impl Chain {
+    pub fn shape(&self) -> Option<&Shape> {
+        self.shape.as_ref()
+    }
+}
+
 /// Takes note of an object that is being put for the first time; an error says which invariant that breaks.
 pub(crate) fn check_put(space: &mut Namespace, name: &str, body: &[u8]) -> Option<String> {
     let outcome = if name.starts_with(names::MANIFEST_PREFIX) {
@@ -159,7 +165,7 @@ pub(crate) fn is_same_sco(name: &str, one: &[u8], other: &[u8]) -> bool {
     name.starts_with(names::SCO_PREFIX) && matches!(both, (Ok(one), Ok(other)) if one == other)
 }
 
-fn footer_of(body: &[u8]) -> Result<ScoFooter> {
+pub(crate) fn footer_of(body: &[u8]) -> Result<ScoFooter> {
     let trailer = ScoTrailer::decode(body)?;
     let end = trailer.footer_bytes as usize + TRAILER_BYTES;
     ScoFooter::decode(&body[body.len().saturating_sub(end)..])

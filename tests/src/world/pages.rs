@@ -144,6 +144,7 @@ impl PageStore for SimPages {
 
     async fn put(&self, volume: VolumeId, batch: PageBatch) -> Result<()> {
         self.0.gate("pages.put", mix(batch.applied.0) ^ batch.pages.len() as u64).await;
+        self.0.check_pages(volume, batch.applied);
         self.0.delay(1, 5, 200_000).await;
         self.0.gate("pages.putting", 0).await;
         self.0.pages_fail(|faults| faults.write_error, true)?;

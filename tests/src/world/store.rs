@@ -11,7 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use volumedriver::world::{ObjectInfo, ObjectStore, Purpose, Put};
 use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::format::manifest::Shape;
 use volumedriver_core::format::names;
+use volumedriver_core::units::VolumeId;
 
 use super::faults::{Canary, StoreFaults, is_in};
 use super::rng::Rng;
@@ -50,6 +52,8 @@ pub(crate) struct Namespace {
 }
 
 pub(crate) struct Object {
+    /// What was put, whatever became of it since.
+    put: Bytes,
     pub body: Bytes,
     /// What readers get instead, under [`Canary::UncheckedChecksum`].
     forged: Option<Bytes>,
@@ -100,6 +104,13 @@ impl Outcome {
     fn draw(faults: &StoreFaults, now: Duration, rng: &mut Rng) -> Self {
         if is_in(&faults.outages, now) {
             rng.pick(&[(8, Self::Refused), (1, Self::ReplyLost), (1, Self::HappensLate)])
+        } else if is_in(&faults.brownouts, now) {
+            rng.pick(&[
+                (4, Self::Happens),
+                (2, Self::Refused),
+                (1, Self::ReplyLost),
+                (1, Self::HappensLate),
+            ])
         } else if rng.chance(faults.error_before) {
             Self::Refused
         } else if rng.chance(faults.lost_reply) {
@@ -134,6 +145,11 @@ impl StoreState {
 
     fn schedule(&mut self, when: Duration, flight: u64, change: Change) {
         self.due.insert((when, flight), change);
+    }
+
+    /// A volume as its manifests so far describe it.
+    pub fn shape_of(&self, volume: VolumeId) -> Option<&Shape> {
+        self.namespaces.get(&names::namespace(volume))?.chain.shape()
     }
 
     fn object(&self, namespace: &str, name: &str) -> Option<&Object> {
@@ -193,9 +209,15 @@ impl StoreState {
         true
     }
 
+    pub fn restore(&mut self, namespace: &str, name: &str, body: Bytes) {
+        let Some(space) = self.namespaces.get_mut(namespace) else { return };
+        let object = Object { put: body.clone(), body, forged: None, born: Duration::ZERO };
+        space.objects.insert(name.to_owned(), object);
+    }
+
     pub fn plant(&mut self, namespace: &str, name: &str, body: Bytes) {
         let space = self.namespaces.entry(namespace.to_owned()).or_default();
-        let object = Object { body, forged: None, born: Duration::ZERO };
+        let object = Object { put: body.clone(), body, forged: None, born: Duration::ZERO };
         // What it breaks is intended; what follows is judged by it.
         let _broken = order::check_put(space, name, &object.body);
         space.objects.insert(name.to_owned(), object);
@@ -266,7 +288,7 @@ impl State {
         let canary = self.faults.canary;
         if let Some(old) = self.store.object(namespace, &name) {
             // Two owners may race for a manifest number: that is the fence. Any other name belongs to one content.
-            let same = old.body == body || order::is_same_sco(&name, &old.body, &body);
+            let same = old.put == body || order::is_same_sco(&name, &old.put, &body);
             if !same && !name.starts_with(names::MANIFEST_PREFIX) {
                 self.violations
                     .push(format!("name reused: {namespace}/{name} was put with other content"));
@@ -282,7 +304,7 @@ impl State {
         self.violations.extend(order::check_put(space, &name, &body));
         let forging = canary == Some(Canary::UncheckedChecksum);
         let forged = forging.then(|| order::damage_sco(&name, &body, &mut self.rng)).flatten();
-        space.objects.insert(name, Object { body, forged, born: now });
+        space.objects.insert(name, Object { put: body.clone(), body, forged, born: now });
         self.store.puts += 1;
         Ok(Put::Created)
     }
@@ -382,7 +404,8 @@ impl Link {
             let state = &mut *guard;
             let faults = &state.faults.store;
             let cut_off = state.hosts[self.host].partitioned;
-            cut_off || is_in(&faults.outages, now) || state.rng.chance(faults.error_before)
+            let rate = if is_in(&faults.brownouts, now) { 500_000 } else { faults.error_before };
+            cut_off || is_in(&faults.outages, now) || state.rng.chance(rate)
         };
         self.gate("store.asked", u64::from(fails)).await;
         if fails { Err(unavailable(what)) } else { Ok(()) }

@@ -8,7 +8,15 @@ use volumedriver::io::buf::{AlignedBuf, AreaSlice};
 use volumedriver::world::{
     Disk, DiskFile, Durability, ObjectStore, PageBatch, PageStore, Purpose, Put, World,
 };
-use volumedriver_core::units::{PageNo, TlogNo, VolumeId};
+use volumedriver_core::format::journal::{Entry, RecordHeader, Section};
+use volumedriver_core::format::manifest::{Body, Manifest, Opening, Shape};
+use volumedriver_core::format::names;
+use volumedriver_core::format::segment::SegmentHeader;
+use volumedriver_core::format::{Change, ChangeKind};
+use volumedriver_core::units::{
+    ByteCount, ClusterAddr, ClusterCount, ClusterSize, Epoch, ManifestNo, NodeId, PageNo, ScoSeq,
+    Seq, TlogNo, VolumeId,
+};
 
 use super::faults::{Crash, Faults, Window};
 use super::{SimWorld, Universe};
@@ -275,4 +283,135 @@ fn the_same_seed_gives_the_same_trace() {
     };
     assert_eq!(trace(1), trace(1));
     assert_ne!(trace(1), trace(2));
+}
+
+/// A segment header and records of one volume, as the write buffer writes them.
+struct Segment;
+
+impl Segment {
+    fn header(use_no: u64) -> Vec<AreaSlice> {
+        let node = NodeId([1; 16]);
+        let header =
+            SegmentHeader { node, shard: 0, use_no, first_record: 1, segment_bytes: 1 << 16 };
+        let mut block = [0; 4096];
+        header.encode(&mut block);
+        slices(&block)
+    }
+
+    fn record(record: u64, durable_record: u64, previous_seq: u64, seq: u64) -> Vec<AreaSlice> {
+        let change = Change {
+            seq: Seq(seq),
+            addr: ClusterAddr(0),
+            count: ClusterCount(1),
+            kind: ChangeKind::Hole,
+        };
+        let section = Section {
+            volume: VOLUME,
+            epoch: Epoch(1),
+            cluster_size: ClusterSize::DEFAULT,
+            previous_seq: Seq(previous_seq),
+            entries: vec![Entry::Change { sco: ScoSeq(1), change }],
+        };
+        let sections = vec![section];
+        let header =
+            RecordHeader { segment_use: 7, record, durable_record, payload_bytes: 0, sections };
+        let mut block = [0; 4096];
+        header.encode(&mut block).unwrap();
+        slices(&block)
+    }
+}
+
+const VOLUME: VolumeId = VolumeId([1; 16]);
+
+fn slices(block: &[u8; 4096]) -> Vec<AreaSlice> {
+    let mut buf = AlignedBuf::zeroed(4096);
+    buf.copy_from_slice(block);
+    vec![AreaSlice::from_aligned(buf)]
+}
+
+/// Writes a header and these records, each durably or not; what the world complains of.
+fn journal(records: &[(Durability, Vec<AreaSlice>)]) -> Vec<String> {
+    run(1, Faults::default(), async |universe| {
+        let file = universe.world().disk().create("segment-0000", 1 << 16).await.unwrap();
+        file.write_at(Segment::header(7), 0, Durability::Now).await.unwrap();
+        for ((durability, record), n) in records.iter().zip(1..) {
+            file.write_at(record.clone(), n * 4096, *durability).await.unwrap();
+        }
+        universe.violations()
+    })
+}
+
+#[test]
+fn a_journal_out_of_order_is_reported() {
+    use Durability::{Later, Now};
+    let record = Segment::record;
+    let broken = |records: &[(Durability, Vec<AreaSlice>)], says: &str| {
+        let found = journal(records);
+        assert!(found.iter().any(|what| what.contains(says)), "no {says:?} in {found:?}");
+    };
+    let good =
+        [(Now, record(1, 0, 0, 1)), (Later, record(2, 1, 1, 2)), (Later, record(3, 1, 2, 3))];
+    assert!(journal(&good).is_empty());
+    broken(
+        &[(Now, record(1, 0, 0, 1)), (Now, record(1, 0, 0, 1)), (Now, record(1, 0, 1, 2))],
+        "INV-2",
+    );
+    broken(&[(Now, record(1, 0, 0, 1)), (Now, record(3, 2, 1, 2))], "INV-3");
+    broken(&[(Now, record(1, 0, 0, 1)), (Now, record(2, 1, 0, 2))], "INV-2");
+    broken(&[(Now, record(1, 0, 0, 1)), (Now, record(2, 1, 1, 4))], "INV-2");
+    broken(&[(Later, record(1, 0, 0, 1)), (Now, record(2, 1, 1, 2))], "INV-3");
+}
+
+#[test]
+fn what_is_given_up_or_put_ahead_of_the_manifest_is_reported() {
+    run(1, Faults::default(), async |universe| {
+        let shape = Shape {
+            name: "d".to_owned(),
+            size: ByteCount(1 << 20),
+            cluster_size: ClusterSize::DEFAULT,
+            sco_size: ByteCount(1 << 20),
+            last_seq: Seq(0),
+            last_sco: ScoSeq(0),
+            last_tlog: TlogNo(0),
+            origins: vec![],
+            runs: vec![],
+            tlogs: vec![],
+            openings: vec![Opening { epoch: Epoch(1), no: ManifestNo(1), node: NodeId([1; 16]) }],
+        };
+        let (no, epoch, node) = (ManifestNo(1), Epoch(1), NodeId([1; 16]));
+        let manifest = Manifest { volume: VOLUME, no, epoch, node, body: Body::Checkpoint(shape) };
+        let space = names::namespace(VOLUME);
+        universe.plant_object(&space, &names::manifest(no), manifest.encode());
+        let world = universe.world();
+        let file = world.disk().create("segment-0000", 1 << 16).await.unwrap();
+        file.write_at(Segment::header(7), 0, Durability::Now).await.unwrap();
+        file.write_at(Segment::record(1, 0, 0, 1), 4096, Durability::Now).await.unwrap();
+        assert!(universe.violations().is_empty());
+        file.write_at(Segment::header(8), 0, Durability::Now).await.unwrap();
+        let batch = PageBatch { applied: TlogNo(1), ..PageBatch::default() };
+        world.pages().put(VOLUME, batch).await.unwrap();
+        let found = universe.violations();
+        assert!(found[0].contains("INV-4") && found[1].contains("INV-5"), "{found:?}");
+    });
+}
+
+#[test]
+fn what_a_sync_failed_to_make_durable_no_later_one_does() {
+    let mut lost = 0;
+    for seed in 0..100 {
+        let mut faults = Faults::default();
+        faults.disk.sync_error = 1_000_000;
+        lost += run(seed, faults, async |universe| {
+            let world = universe.world();
+            let file = world.disk().create("a", 4096).await.unwrap();
+            file.write_at(block(5), 0, Durability::Later).await.unwrap();
+            file.sync().await.unwrap_err();
+            universe.change_faults(|f| f.disk.sync_error = 0);
+            file.sync().await.unwrap();
+            assert!(read(&world, "a", 4096).await.iter().all(|b| *b == 5));
+            let world = universe.restart(Crash::PowerLoss);
+            usize::from(read(&world, "a", 4096).await.iter().all(|b| *b == 0))
+        });
+    }
+    assert!(lost > 10, "lost {lost}");
 }

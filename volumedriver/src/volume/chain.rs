@@ -48,8 +48,7 @@ pub(super) async fn until_answered<W: World, T>(
     }
 }
 
-/// Puts an object until it certainly is there with these bytes. One with other bytes is there: `Fenced` for a manifest, and for
-/// anything else, whose name is this owner's alone, `Corrupt`.
+/// Puts an object until it certainly is there with these bytes. `Fenced`: one with other bytes is.
 pub(super) async fn put_certainly<W: World>(
     world: &W,
     namespace: &str,
@@ -69,11 +68,8 @@ pub(super) async fn put_certainly<W: World>(
     let len: u64 = body.iter().map(|piece| piece.len() as u64).sum();
     match found {
         Some(info) if info.len == len && info.crc == crc.finalize() => Ok(()),
-        Some(_) if name.starts_with(names::MANIFEST_PREFIX) => Err(Fault::fenced(format!(
+        Some(_) => Err(Fault::fenced(format!(
             "{namespace}/{name} exists with other content: another owner has taken over"
-        ))),
-        Some(_) => Err(Fault::corrupt(format!(
-            "{namespace}/{name} exists and is damaged; restore it, or delete it to have it written again"
         ))),
         None => Err(Fault::unavailable(format!("{namespace}/{name} exists, but cannot be found"))),
     }

@@ -240,13 +240,7 @@ impl<W: World> Volume<W> {
                     Box::pin(self.shared.backend.cluster_count(key, self.cluster_size())).await?;
                 wanted = ahead.min(all.saturating_sub(first)).max(wanted);
             }
-            match self.shared.backend.read(key, self.cluster_size(), first, wanted).await {
-                // What lies ahead is damaged: no reason to refuse what was asked for.
-                Err(fault) if fault.kind == Kind::Corrupt && wanted > count => {
-                    self.shared.backend.read(key, self.cluster_size(), first, count).await
-                }
-                answer => answer,
-            }
+            self.shared.backend.read(key, self.cluster_size(), first, wanted).await
         };
         let answer = match self.staged(Stage::ReadBackend, ask()).await {
             Err(fault) if fault.kind == Kind::Unavailable => {
