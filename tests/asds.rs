@@ -9,6 +9,7 @@ use backend_alba::{Alba as Backend, Config};
 use serde_json::Value;
 use suite::alba::{Alba, Authority};
 use suite::daemon::{Daemon, SMALL, scratch};
+use suite::nbd::Connection;
 use suite::tool::{Said, Tool};
 
 /// So that the server has a preset of one's own from the start.
@@ -160,6 +161,21 @@ fn over_tls_all_parts_show_certificates_and_say_what_is_wrong() {
         |options: &[&str]| server.command(&["osd", "claim", &disk.address]).args(options).outcome();
     let claimed = claim(&all);
     assert!(claimed.status.success(), "{claimed}");
+    let pem = |name: &str| folder.path().join("ours").join(name).display().to_string();
+    let (certificate, key, ca) = (pem("all.pem"), pem("all-key.pem"), pem("ca.pem"));
+    let url = format!(
+        "[vpool]\nbackend = \"alba://{}/pool?certificate={certificate}&key={key}&ca={ca}\"",
+        server.address
+    );
+    let mut daemon = Daemon::start(&SMALL.replace("[vpool]", &url));
+    daemon.create("disk", "16MiB");
+    Connection::open(&daemon.socket(), "disk").unwrap().write(4096, &[7; 65536]).unwrap();
+    daemon.flush_to_backend("disk");
+    daemon.kill9();
+    daemon.argument("--discard-local");
+    daemon.restart();
+    let read = Connection::open(&daemon.socket(), "disk").unwrap().read(4096, 65536).unwrap();
+    assert_eq!(read, [7; 65536]);
     let stranger = theirs.options("all");
     let stranger: Vec<&str> = stranger.iter().map(String::as_str).collect();
     for (options, hint) in [(&[][..], "give the TLS options"), (&stranger[..], "authority")] {

@@ -3,9 +3,12 @@
 //! | URL | store |
 //! |---|---|
 //! | `embedded:PATH` | the backend in this process, on a local directory |
-//! | `alba:HOST:PORT`, `alba://HOST:PORT/PREFIX?preset=NAME` | `alba serve` over TCP, namespaces under a prefix |
+//! | `alba:HOST:PORT`, `alba://HOST:PORT/PREFIX?NAME=VALUE&...` | `alba serve` over TCP, namespaces under a prefix |
 //! | `alba:unix:PATH`, `alba+unix:PATH` | `alba serve` over a unix socket |
 //! | `s3://BUCKET/PREFIX?endpoint=URL&...` | a bucket, see [`S3Url`] |
+//!
+//! Parameters of `alba://`: `preset` of new namespaces; `certificate`, `key` and `ca`, PEM files, all three: TLS, on which both
+//! sides show a certificate.
 //!
 //! What is printed reads as the same URL again. Secrets are never part of one.
 
@@ -40,6 +43,16 @@ pub struct AlbaUrl {
     pub prefix: String,
     /// Of the namespaces we create; `None`: the server's default.
     pub preset: Option<String>,
+    /// `None`: plain.
+    pub tls: Option<AlbaTls>,
+}
+
+/// PEM files: what we show, and who may have signed what the server shows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AlbaTls {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub ca: PathBuf,
 }
 
 impl FromStr for BackendUrl {
@@ -73,14 +86,37 @@ fn alba(address: &str, prefix: &str, query: &str) -> Result<BackendUrl> {
     if prefix.len() > MAX_PREFIX_BYTES || !prefix.chars().all(is_plain) {
         return Err(Fault::invalid(format!("{prefix:?} cannot be a prefix of namespaces")));
     }
-    let mut preset = None;
-    for (name, value) in parameters(query, &["preset"])? {
-        if value.is_empty() || value.len() > MAX_PRESET_BYTES || !value.chars().all(is_plain) {
-            return Err(Fault::invalid(format!("{name}={value}: not the name of a preset")));
-        }
-        preset = Some(value);
+    let given = parameters(query, &["preset", "certificate", "key", "ca"])?;
+    let value = |name: &str| given.iter().find(|(n, _)| n == name).map(|(_, value)| value);
+    let preset = value("preset").map(|name| checked_preset(name)).transpose()?;
+    let tls = checked_tls(value("certificate"), value("key"), value("ca"))?;
+    let (endpoint, prefix) = (address.parse()?, prefix.to_owned());
+    Ok(BackendUrl::Alba(AlbaUrl { endpoint, prefix, preset, tls }))
+}
+
+fn checked_preset(name: &str) -> Result<String> {
+    if name.is_empty() || name.len() > MAX_PRESET_BYTES || !name.chars().all(is_plain) {
+        return Err(Fault::invalid(format!("preset={name}: not the name of a preset")));
     }
-    Ok(BackendUrl::Alba(AlbaUrl { endpoint: address.parse()?, prefix: prefix.to_owned(), preset }))
+    Ok(name.to_owned())
+}
+
+fn checked_tls(
+    certificate: Option<&String>,
+    key: Option<&String>,
+    ca: Option<&String>,
+) -> Result<Option<AlbaTls>> {
+    let file = |value: &String| (!value.is_empty()).then(|| PathBuf::from(value));
+    match (certificate, key, ca) {
+        (None, None, None) => Ok(None),
+        (Some(certificate), Some(key), Some(ca)) => {
+            let empty = || Fault::invalid("certificate, key and ca are paths of PEM files");
+            let files = file(certificate).zip(file(key)).zip(file(ca));
+            let ((certificate, key), ca) = files.ok_or_else(empty)?;
+            Ok(Some(AlbaTls { certificate, key, ca }))
+        }
+        _ => Err(Fault::invalid("certificate, key and ca go together")),
+    }
 }
 
 fn is_plain(c: char) -> bool {
@@ -148,12 +184,25 @@ impl fmt::Display for BackendUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Embedded(directory) => write!(f, "embedded:{}", directory.display()),
-            Self::Alba(AlbaUrl { endpoint, prefix, preset }) => match preset {
-                None if prefix.is_empty() => write!(f, "alba:{endpoint}"),
-                None => write!(f, "alba://{endpoint}/{prefix}"),
-                Some(preset) => write!(f, "alba://{endpoint}/{prefix}?preset={preset}"),
-            },
+            Self::Alba(url) => write!(f, "{url}"),
             Self::S3(url) => write!(f, "{url}"),
+        }
+    }
+}
+
+impl fmt::Display for AlbaUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { endpoint, prefix, preset, tls } = self;
+        let mut query: Vec<String> = preset.iter().map(|name| format!("preset={name}")).collect();
+        if let Some(AlbaTls { certificate, key, ca }) = tls {
+            for (name, file) in [("certificate", certificate), ("key", key), ("ca", ca)] {
+                query.push(format!("{name}={}", Encoded(&file.display().to_string())));
+            }
+        }
+        match query.is_empty() {
+            true if prefix.is_empty() => write!(f, "alba:{endpoint}"),
+            true => write!(f, "alba://{endpoint}/{prefix}"),
+            false => write!(f, "alba://{endpoint}/{prefix}?{}", query.join("&")),
         }
     }
 }
@@ -165,7 +214,13 @@ impl BackendUrl {
         match self {
             Self::Embedded(path) => Self::Embedded(directory.join(path)),
             Self::Alba(url) => {
-                Self::Alba(AlbaUrl { endpoint: url.endpoint.within(directory), ..url })
+                let at = |file: PathBuf| directory.join(file);
+                let tls = url.tls.map(|AlbaTls { certificate, key, ca }| AlbaTls {
+                    certificate: at(certificate),
+                    key: at(key),
+                    ca: at(ca),
+                });
+                Self::Alba(AlbaUrl { endpoint: url.endpoint.within(directory), tls, ..url })
             }
             Self::S3(url) => Self::S3(url.within(directory)),
         }

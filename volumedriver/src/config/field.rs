@@ -211,7 +211,7 @@ fields! {
         "etcd, to guard the names of an S3 backend that does not do put-if-absent. Once used by a vPool, used forever.";
 
     VPOOL_BACKEND = ["vpool"] "backend", Legal::Text(
-            "embedded:DIRECTORY, alba:HOST:PORT, alba://HOST:PORT/PREFIX?preset=NAME, alba:unix:PATH or \
+            "embedded:DIRECTORY, alba:HOST:PORT, alba://HOST:PORT/PREFIX?preset=NAME&certificate=FILE&key=FILE&ca=FILE, alba:unix:PATH or \
              s3://BUCKET/PREFIX?NAME=VALUE&... (README, section S3)",
         ),
         Derived("embedded:DATA_DIR/backend"), Restart,

@@ -34,7 +34,7 @@ use std::time::Duration;
 use volumedriver_core::fault::{Fault, Result};
 use volumedriver_core::units::{ByteCount, ClusterSize};
 
-pub use backend::{AlbaUrl, BackendUrl};
+pub use backend::{AlbaTls, AlbaUrl, BackendUrl};
 pub use check::{Entry, Origin};
 pub use endpoint::{Endpoint, MAX_SOCKET_PATH_BYTES};
 use keys::KeySource;

@@ -134,7 +134,7 @@ fn a_full_file_is_read() {
     let endpoint = Endpoint::Unix("/data/run/alba.sock".into());
     assert_eq!(
         config.vpool.backend,
-        BackendUrl::Alba(AlbaUrl { endpoint, prefix: String::new(), preset: None })
+        BackendUrl::Alba(AlbaUrl { endpoint, prefix: String::new(), preset: None, tls: None })
     );
     assert_eq!(
         config.vpool.settings.sco_size,

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use backend_alba::server::{Address, Chunks, MAX_MESSAGE_BYTES, endpoint};
+use backend_alba::server::{Address, Chunks, MAX_MESSAGE_BYTES, Tls, TlsFiles, endpoint, explain};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use tonic::transport::Channel;
@@ -15,7 +15,7 @@ use volumedriver_proto::alba as wire;
 use wire::alba_client::AlbaClient;
 
 use super::service::Service;
-use crate::config::AlbaUrl;
+use crate::config::{AlbaTls, AlbaUrl};
 use crate::world::{ObjectInfo, ObjectStore, Purpose, Put};
 
 /// Deadline of a call that moves no body.
@@ -39,7 +39,8 @@ impl AlbaStore {
     pub fn connect(url: &AlbaUrl) -> Result<Self> {
         let invalid = |fault: backend_alba::Fault| Fault::invalid(fault.to_string());
         let address: Address = url.endpoint.to_string().parse().map_err(invalid)?;
-        let client = AlbaClient::new(endpoint(&address, None).map_err(invalid)?)
+        let tls = url.tls.as_ref().map(load_tls).transpose()?;
+        let client = AlbaClient::new(endpoint(&address, tls.as_ref()).map_err(invalid)?)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (prefix, preset) = (url.prefix.clone(), url.preset.clone());
@@ -207,6 +208,12 @@ impl ObjectStore for AlbaStore {
     }
 }
 
+fn load_tls(files: &AlbaTls) -> Result<Tls> {
+    let AlbaTls { certificate, key, ca } = files.clone();
+    let files = TlsFiles { certificate, key, authority: ca };
+    Tls::load(&files).map_err(|fault| Fault::invalid(fault.to_string()))
+}
+
 async fn put(
     mut client: AlbaClient<Channel>,
     header: wire::PutHeader,
@@ -292,6 +299,6 @@ impl Failure {
             Code::DataLoss => Kind::Corrupt,
             Code::Internal | Code::Ok => Kind::Bug,
         };
-        Fault::new(kind, format!("object backend: {}", status.message())).because(*status)
+        Fault::new(kind, format!("object backend: {}", explain(&status)))
     }
 }

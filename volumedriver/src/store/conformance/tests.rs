@@ -29,7 +29,7 @@ fn embedded_conforms() {
 
 fn url(address: &Address, prefix: &str) -> AlbaUrl {
     let endpoint = address.to_string().parse().unwrap();
-    AlbaUrl { endpoint, prefix: prefix.into(), preset: None }
+    AlbaUrl { endpoint, prefix: prefix.into(), preset: None, tls: None }
 }
 
 fn serve_and_conform(address: &Address, prefix: &str) {
