@@ -164,7 +164,8 @@ impl Alba {
     /// What is known of an object; `None` when there is none.
     pub async fn head(&self, namespace: &str, name: &str) -> Result<Option<Manifest>> {
         check_names(namespace, name)?;
-        self.inner.nsm.get(namespace, name).await
+        let found = self.inner.look(&namespace.into(), &name.into()).await?;
+        Ok(found.map(Arc::unwrap_or_clone))
     }
 
     /// As [`Alba::list_namespaces`], of objects. A namespace that is not there is empty.
@@ -183,8 +184,11 @@ impl Alba {
     pub async fn delete(&self, namespace: &str, name: &str) -> Result<bool> {
         check_names(namespace, name)?;
         self.inner.remembered.forget(namespace, name);
-        let Some(gone) = self.inner.nsm.delete(namespace, name).await? else { return Ok(false) };
+        let deleted = self.inner.nsm.delete(namespace, name).await;
         self.inner.remembered.forget(namespace, name);
+        // If it is gone after all, its files are noted.
+        let deleted = deleted.inspect_err(|_| self.inner.wakes.notify_one())?;
+        let Some(gone) = deleted else { return Ok(false) };
         Box::pin(self.inner.remove_files(&gone)).await;
         Ok(true)
     }

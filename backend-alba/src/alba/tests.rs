@@ -18,6 +18,7 @@ mod coded;
 mod faulty;
 mod members;
 mod recovery;
+mod shared;
 
 fn noise(len: usize, seed: u64) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

@@ -394,4 +394,4 @@ fn too_large(fault: Fault, count: usize) -> Fault {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+pub mod tests;

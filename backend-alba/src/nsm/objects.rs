@@ -134,30 +134,14 @@ impl Nsm {
             commit.delete(keys::object(space.id, name));
             let gone = drop_fragments(&mut commit, space.home, &manifest);
             let counting = self.tally.change(space.id);
-            let is_made = match self.commit(space.home, commit).await {
-                Err(fault) => self.is_gone(namespace, name, manifest.id, fault).await?,
-                Ok(is_made) => is_made,
-            };
+            // Of an unknown outcome nothing tells whether it was this commit that took it away.
+            let is_made = self.commit(space.home, commit).await?;
             if is_made {
                 counting.made(-Delta::of(&manifest));
                 return Ok(Some(gone));
             }
             counting.not_made();
             retry.again().await?;
-        }
-    }
-
-    /// After an unknown outcome: the object is gone, by this commit or another. The fault when it is still there.
-    async fn is_gone(
-        &self,
-        namespace: &str,
-        name: &str,
-        id: ObjectId,
-        fault: Fault,
-    ) -> Result<bool> {
-        match self.get(namespace, name).await {
-            Ok(now) if now.as_ref().is_none_or(|now| now.id != id) => Ok(true),
-            Ok(_) | Err(_) => Err(fault),
         }
     }
 

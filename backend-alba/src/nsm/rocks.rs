@@ -89,9 +89,11 @@ impl Rocks {
     ) -> Result<T> {
         let permit = self.readers.clone().acquire_owned().await;
         let permit = permit.map_err(|_| Fault::bug("the NSM's readers were closed"))?;
-        let db = self.db.clone();
+        // Not kept open by what has not begun.
+        let db = Arc::downgrade(&self.db);
         let task = tokio::task::spawn_blocking(move || {
             let _permit = permit;
+            let db = db.upgrade().ok_or_else(|| Fault::unavailable("the NSM was closed"))?;
             work(&db).map_err(|e| store_fault("cannot read the NSM", e))
         });
         let ended =

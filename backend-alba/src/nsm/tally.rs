@@ -93,9 +93,7 @@ impl Tally {
     }
 
     pub fn forget(&self, space: SpaceId) {
-        if let Some(count) = self.lock().get_mut(&space) {
-            count.sum = None;
-        }
+        self.lock().remove(&space);
     }
 
     fn is_due(&self, last: Option<(Instant, Duration)>) -> bool {

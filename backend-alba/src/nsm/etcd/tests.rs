@@ -12,7 +12,7 @@ use crate::nsm::{Change, Condition, Nsm, Put, Space, keys};
 use crate::outside::Outside;
 
 /// An etcd of one member, killed when dropped.
-pub(crate) struct Server {
+pub struct Server {
     dir: tempfile::TempDir,
     port: u16,
     peer: u16,
@@ -21,7 +21,7 @@ pub(crate) struct Server {
 }
 
 /// So much that sequences of 1000 parts fit.
-pub(crate) const LARGE: &[&str] = &["--max-txn-ops=65536", "--max-request-bytes=16777216"];
+pub const LARGE: &[&str] = &["--max-txn-ops=65536", "--max-request-bytes=16777216"];
 
 impl Server {
     pub async fn start(more: &'static [&'static str]) -> Self {
