@@ -16,6 +16,8 @@ pub enum Kind {
     AssertFailed,
     /// No room; nothing was changed. Reads and deletes go on.
     NoSpace,
+    /// What was stored for it was begun too long ago and is being collected; nothing was changed. Begin again.
+    Outdated,
     /// Out of reach for now; retry later. The outcome of a change is unknown.
     Unavailable,
     /// Stored bytes are damaged; the message names object and range.

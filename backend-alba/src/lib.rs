@@ -1,7 +1,8 @@
 //! An object backend: namespaces of immutable objects with put-if-absent, verified range reads and conditional sequences.
 //!
-//! Pure: [`manifest`], [`trailer`], [`name`], [`preset`], [`erasure`], [`recovery`], `placement`, `health`, [`maintenance`]. Waiting: [`osd`] (directories),
-//! [`nsm`] (tables), [`alba`] (the API, used by the gRPC server and in-process alike), `net` (sockets, TLS), [`server`].
+//! Pure: [`manifest`], [`trailer`], [`name`], [`preset`], [`erasure`], [`recovery`], `placement`, `health`, [`maintenance`].
+//! Waiting: [`osd`] (directories), [`nsm`] (tables), [`alba`] (the API, used by the gRPC server and in-process alike),
+//! `net` (sockets, TLS), [`server`].
 
 pub mod alba;
 pub mod erasure;

@@ -97,6 +97,33 @@ identity!(
     NamespaceId
 );
 
+impl FragmentId {
+    /// One that nobody has seen before, of a GC epoch (see `nsm::epochs`):
+    ///
+    /// | byte | what |
+    /// |---|---|
+    /// | 0-5, 7, 9-11 | random; the first one spreads the files over folders |
+    /// | 6 | 8 in the upper half, random in the lower: version 8 of a UUID, made to its maker's own rules (RFC 9562) |
+    /// | 8 | 10 in the upper two bits, random in the others: a UUID's variant |
+    /// | 12-15 | epoch, big-endian |
+    ///
+    /// Releases before epochs made random UUIDs, of version 4. These, and whatever else, are of epoch 0.
+    #[must_use]
+    pub fn of_epoch(random: [u8; 16], epoch: u32) -> Self {
+        let mut id = random;
+        id[6] = 0x80 | (id[6] & 0x0f);
+        id[8] = 0x80 | (id[8] & 0x3f);
+        id[12..].copy_from_slice(&epoch.to_be_bytes());
+        Self(id)
+    }
+
+    #[must_use]
+    pub fn epoch(self) -> u32 {
+        let [.., a, b, c, d] = self.0;
+        if self.0[6] >> 4 == 8 { u32::from_be_bytes([a, b, c, d]) } else { 0 }
+    }
+}
+
 fn parse_hex(text: &str) -> Option<[u8; 16]> {
     let mut id = [0; 16];
     if text.len() != 32 || text.bytes().any(|b| !matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
@@ -106,4 +133,25 @@ fn parse_hex(text: &str) -> Option<[u8; 16]> {
         *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
     }
     Some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fragment_knows_its_epoch() {
+        let id = FragmentId::of_epoch([0xff; 16], 0x0102_0304);
+        assert_eq!(id.to_string(), "ffffffffffff8fffbfffffff01020304");
+        assert_eq!(id.epoch(), 0x0102_0304);
+        assert_eq!(
+            FragmentId::of_epoch([0; 16], 7).to_string(),
+            "00000000000080008000000000000007"
+        );
+        // Those of releases before, and those of no release.
+        for _ in 0..64 {
+            assert_eq!(FragmentId::random().epoch(), 0);
+        }
+        assert_eq!(FragmentId([0x11; 16]).epoch(), 0);
+    }
 }

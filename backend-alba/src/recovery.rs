@@ -16,6 +16,7 @@ use crate::trailer::Trailer;
 pub struct Recovery {
     found: BTreeMap<(String, String), Vec<Life>>,
     files: u64,
+    newest_epoch: u32,
 }
 
 /// The files of one object.
@@ -43,6 +44,8 @@ pub struct Outcome {
     pub contested: Vec<Contested>,
     /// Names whose object has fewer than k + m fragments.
     pub lacking: Vec<(String, String)>,
+    /// The latest GC epoch of all files.
+    pub newest_epoch: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +74,7 @@ impl Recovery {
             (life.id, life.layout, life.crc) == (part.object, part.layout, part.object_crc)
         };
         self.files += 1;
+        self.newest_epoch = self.newest_epoch.max(file.epoch());
         match lives.iter_mut().find(same) {
             Some(life) => {
                 life.created_ms = life.created_ms.min(created_ms);
@@ -88,7 +92,8 @@ impl Recovery {
 
     #[must_use]
     pub fn decide(self) -> Outcome {
-        let mut outcome = Outcome { files: self.files, ..Outcome::default() };
+        let (files, newest_epoch) = (self.files, self.newest_epoch);
+        let mut outcome = Outcome { files, newest_epoch, ..Outcome::default() };
         for ((namespace, name), lives) in self.found {
             outcome.decide(namespace, name, lives);
         }

@@ -1,96 +1,252 @@
-//! Background work: drops the objects of deleted namespaces, finishes interrupted removals, and collects orphans, files
-//! that a crash left without a manifest.
+//! Background work: drops the objects of deleted namespaces, removes the files noted for removal as a trickle, and collects
+//! orphans, files that no manifest names and none ever will (see `nsm::epochs`).
 //!
-//! An orphan is a file that no unfinished put claims and that no manifest names, asked in this order: a put claims its file
-//! before it makes it, and releases the claim only after its manifest is there. They are looked for once, some time after
-//! the start, or as soon as a put does not fit: a killed server must not keep its own disk full.
+//! A process that has the backend to itself knows when it opens it that whatever was begun before is over: orphans of then
+//! are collected some time after the start, or as soon as a put does not fit, for a killed server must not keep its own disk
+//! full. In a shared backend they are told from what others are putting by waiting out a grace, as are those that come up
+//! later. The removals and the collection are each a post of one agent.
 
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt as _};
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 
 use super::Inner;
-use crate::fault::Result;
+use super::osds::Member;
+use crate::fault::{Fault, Result};
+use crate::name::FragmentId;
+use crate::nsm::{Nsm, Removal};
 
-/// Removals done in one step.
+/// Removals noted done in one step.
 const STEP: usize = 256;
-/// After a failure it is tried again this much later.
+/// Files being removed at once.
+const AT_ONCE: usize = 16;
+/// After a failure, or when another agent does it, it is looked at again this much later.
 const AGAIN: Duration = Duration::from_secs(30);
+/// Longest sleep with nobody looking whether the backend is closed.
+const NAP: Duration = Duration::from_secs(1);
+
+/// The epoch to begin with; a backend that is ours alone begins one in which nothing older becomes live.
+pub(super) async fn first_epoch(nsm: &Nsm) -> Result<u32> {
+    if nsm.is_shared() {
+        return nsm.epoch().await;
+    }
+    let epoch = nsm.begin_epoch().await?;
+    nsm.enable_from(epoch).await?;
+    Ok(epoch)
+}
 
 /// Starts the work; it ends with the backend.
 pub(super) fn start(inner: &Arc<Inner>) {
     tokio::spawn(removals(Arc::downgrade(inner), inner.wakes.clone()));
-    // What others are putting cannot be told from what a crash left.
-    if !inner.nsm.is_shared() {
-        let grace = inner.config.orphan_grace;
-        tokio::spawn(orphans(Arc::downgrade(inner), inner.shortage.clone(), grace));
-    }
+    tokio::spawn(orphans(Arc::downgrade(inner), inner.shortage.clone()));
 }
 
 async fn removals(backend: Weak<Inner>, wakes: Arc<Notify>) {
     loop {
-        match step(&backend, Inner::remove_noted).await {
-            Some(Ok(())) => wakes.notified().await,
-            Some(Err(fault)) => {
+        let Some(inner) = backend.upgrade() else { return };
+        let (is_shared, done) = (inner.nsm.is_shared(), inner.remove_noted().await);
+        let tick = inner.agent.settings().lease.min(AGAIN);
+        drop(inner);
+        match done {
+            // In a shared backend others note removals too.
+            Ok(Removed::All) if !is_shared => wakes.notified().await,
+            Ok(Removed::All) => drop(timeout(tick, wakes.notified()).await),
+            Ok(Removed::Some) => drop(timeout(tick, wakes.notified()).await),
+            Err(fault) => {
                 tracing::warn!(%fault, "reclaiming deleted objects is interrupted");
-                let _ = tokio::time::timeout(AGAIN, wakes.notified()).await;
+                drop(timeout(tick, wakes.notified()).await);
             }
-            None => return,
         }
     }
 }
 
-async fn orphans(backend: Weak<Inner>, shortage: Arc<Notify>, grace: Duration) {
+/// What became of the removals.
+enum Removed {
+    All,
+    /// Some are on OSDs that do not answer now.
+    Some,
+}
+
+async fn orphans(backend: Weak<Inner>, shortage: Arc<Notify>) {
+    let Some(inner) = backend.upgrade() else { return };
+    let (grace, is_shared) = (inner.config.orphan_grace, inner.nsm.is_shared());
+    drop(inner);
     // Either is a reason to begin.
-    let _ = tokio::time::timeout(grace, shortage.notified()).await;
-    for shard in 0..=u8::MAX {
-        let collected = step(&backend, |inner| inner.collect_orphans(shard)).await;
-        match collected {
-            Some(Ok(())) => {}
-            Some(Err(fault)) => {
-                tracing::warn!(%fault, shard, "orphans of a shard stay until the next start")
+    let _ = timeout(grace, shortage.notified()).await;
+    let mut is_first = !is_shared;
+    loop {
+        let Some(inner) = backend.upgrade() else { return };
+        let settings = inner.agent.settings();
+        if std::mem::take(&mut is_first) && settings.collect {
+            inner.sweep_or_tell().await;
+            drop(inner);
+            let _ = timeout(settings.collect_interval, shortage.notified()).await;
+        } else {
+            drop(inner);
+        }
+        let Some(begun) = begin(&backend).await else { return };
+        let pause = if begun.is_none() { AGAIN } else { settings.collect_interval };
+        if let Some(epoch) = begun {
+            if !sleep_while_open(&backend, settings.collect_grace).await {
+                return;
             }
-            None => return,
+            let Some(inner) = backend.upgrade() else { return };
+            inner.collect(epoch).await;
+        }
+        let _ = timeout(pause.min(settings.collect_interval), shortage.notified()).await;
+    }
+}
+
+/// Begins an epoch; `Some(None)` when that is not ours to do, or cannot be done now, `None` once the backend is closed.
+async fn begin(backend: &Weak<Inner>) -> Option<Option<u32>> {
+    let inner = backend.upgrade()?;
+    match inner.begin_collection().await {
+        Ok(begun) => Some(begun),
+        Err(fault) => {
+            tracing::warn!(%fault, "orphans are not collected now");
+            Some(None)
         }
     }
 }
 
-/// `None` once the backend is closed.
-async fn step<F: Future<Output = Result<()>>>(
-    backend: &Weak<Inner>,
-    work: impl FnOnce(Arc<Inner>) -> F,
-) -> Option<Result<()>> {
-    Some(work(backend.upgrade()?).await)
+/// `false` when the backend is closed meanwhile.
+async fn sleep_while_open(backend: &Weak<Inner>, time: Duration) -> bool {
+    let until = Instant::now() + time;
+    while backend.strong_count() > 0 {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return true;
+        }
+        tokio::time::sleep(left.min(NAP)).await;
+    }
+    false
 }
 
 impl Inner {
+    /// An id for a fragment that is begun now.
+    pub(super) fn fragment_id(&self) -> FragmentId {
+        FragmentId::of_epoch(self.outside.bytes(), self.epoch.load(Ordering::Relaxed))
+    }
+
+    /// Epochs only rise, and one that is known late makes a put begin again at worst.
+    pub(super) async fn refresh_epoch(&self) -> Result<()> {
+        self.epoch.fetch_max(self.nsm.epoch().await?, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Drops what deleted namespaces held, then removes the files noted for removal.
-    async fn remove_noted(self: Arc<Self>) -> Result<()> {
-        while self.nsm.drop_some().await? {}
-        let mut after = None;
+    async fn remove_noted(self: &Arc<Self>) -> Result<Removed> {
+        if !self.holds("remove").await? {
+            return Ok(Removed::All);
+        }
+        while self.nsm.drop_some().await? {
+            self.agent.pace_removals(STEP as u64).await;
+        }
+        let known: HashSet<_> = self.nsm.osds().await?.into_iter().map(|(id, _)| id).collect();
+        let (mut after, mut outcome) = (None, Removed::All);
         loop {
             let noted = self.nsm.removals(after, STEP).await?;
-            let Some(last) = noted.last() else { return Ok(()) };
+            let Some(last) = noted.last() else { return Ok(outcome) };
             after = Some(*last);
-            self.remove_fragments(&noted).await?;
+            // What a purged OSD held is gone with it.
+            let is_there = |removal: &Removal| !known.contains(&removal.osd);
+            let (gone, there): (Vec<Removal>, Vec<Removal>) = noted.into_iter().partition(is_there);
+            let (now, later): (Vec<Removal>, Vec<Removal>) =
+                there.into_iter().partition(|removal| self.may_remove(removal));
+            let tasks: Vec<_> =
+                now.iter().copied().map(|removal| self.remove_one(removal)).collect();
+            let tried = stream::iter(tasks).buffer_unordered(AT_ONCE).collect::<Vec<_>>().await;
+            let mut removed: Vec<Removal> = tried.into_iter().flatten().collect();
+            if removed.len() < now.len() || !later.is_empty() {
+                outcome = Removed::Some;
+            }
+            removed.extend(gone);
+            self.nsm.removed(&removed).await?;
         }
     }
 
-    async fn collect_orphans(self: Arc<Self>, shard: u8) -> Result<()> {
-        if self.nsm.holds_files().await? {
-            return Ok(());
+    /// One that hangs is not asked again and again.
+    fn may_remove(&self, removal: &Removal) -> bool {
+        self.osds.get(removal.osd).is_ok_and(|member| member.is_well())
+    }
+
+    async fn remove_one(&self, removal: Removal) -> Option<Removal> {
+        self.agent.pace_removals(1).await;
+        self.remove_file(removal.file, removal.osd).await.then_some(removal)
+    }
+
+    async fn begin_collection(&self) -> Result<Option<u32>> {
+        if !self.agent.settings().collect || !self.holds("collect").await? {
+            return Ok(None);
+        }
+        let epoch = self.nsm.begin_epoch().await?;
+        self.refresh_epoch().await?;
+        Ok(Some(epoch))
+    }
+
+    /// After the grace.
+    async fn collect(&self, epoch: u32) {
+        match self.nsm.enable_from(epoch).await {
+            Ok(()) => self.sweep_or_tell().await,
+            Err(fault) => tracing::warn!(%fault, "orphans are not collected now"),
+        }
+    }
+
+    async fn sweep_or_tell(&self) {
+        match self.nsm.holds_files().await {
+            Ok(false) => {}
+            // Rebuilt: files it does not name may be wanted.
+            Ok(true) => return,
+            Err(fault) => return tracing::warn!(%fault, "orphans are not collected now"),
         }
         for member in self.osds.all() {
-            let osd = member.id();
-            for id in member.list(shard).await? {
-                let is_unfinished = self.unfinished().contains(&id);
-                if is_unfinished || self.nsm.is_live(osd, id).await? {
-                    continue;
-                }
+            if let Err(fault) = self.sweep(&member).await {
+                let osd = member.id();
+                tracing::warn!(%fault, %osd, "orphans of an OSD stay until the next collection");
+            }
+        }
+    }
+
+    /// Removes the orphans of an OSD: see `nsm::epochs` for why nothing else goes.
+    async fn sweep(&self, member: &Arc<Member>) -> Result<()> {
+        let osd = member.id();
+        let enabled = self.nsm.enabled_from().await?;
+        for shard in 0..=u8::MAX {
+            let held = member.list(shard).await?;
+            self.check_epochs(&held).await?;
+            let old: Vec<FragmentId> = held.into_iter().filter(|id| id.epoch() < enabled).collect();
+            if old.is_empty() {
+                continue;
+            }
+            let live = self.nsm.live_of(osd, &old).await?;
+            for id in old.into_iter().filter(|id| !live.contains(id)) {
                 tracing::info!(fragment = %id, %osd, "collecting a file without a manifest");
+                self.agent.pace_removals(1).await;
                 member.remove(id).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// A fragment of an epoch that has not begun was made under another NSM, which knew more than this one: then what this
+    /// one does not name may be alive.
+    async fn check_epochs(&self, held: &[FragmentId]) -> Result<()> {
+        let Some(newest) = held.iter().map(|id| id.epoch()).max() else { return Ok(()) };
+        if newest <= self.epoch.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.refresh_epoch().await?;
+        let now = self.epoch.load(Ordering::Relaxed);
+        if newest > now {
+            return Err(Fault::corrupt(format!(
+                "it holds a fragment of GC epoch {newest}, the NSM has come to {now} only: it is not the one that fragment was \
+                 made under, or an old copy of it; nothing is collected, recover the NSM from the OSDs"
+            )));
         }
         Ok(())
     }

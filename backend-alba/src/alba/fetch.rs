@@ -34,12 +34,12 @@ pub(super) struct Fetched {
 pub(super) async fn range(
     inner: &Arc<Inner>,
     manifest: &Arc<Manifest>,
-    from: u64,
-    len: u64,
+    (from, len): (u64, u64),
+    priority: Priority,
 ) -> Fetched {
     inner.meet_osds(manifest.fragments.iter().map(|fragment| fragment.osd)).await;
     let pieces: Vec<Piece> = manifest.layout().pieces(from, len).collect();
-    let mut fetch = Fetch::new(inner, manifest, Priority::Foreground);
+    let mut fetch = Fetch::new(inner, manifest, priority);
     fetch.want(&pieces);
     let outcome = fetch.run().await;
     let damaged = std::mem::take(&mut fetch.damaged);

@@ -10,8 +10,8 @@ use super::repair::Notice;
 use super::{Alba, Inner, check_names, fetch};
 use crate::fault::{Fault, Kind, Result};
 use crate::manifest::Manifest;
-use crate::name::{FragmentId, ObjectId};
-use crate::osd::Fragment;
+use crate::name::FragmentId;
+use crate::osd::{Fragment, Priority};
 
 /// A read begins again so often when the object's fragments are moved under it.
 const ATTEMPTS: usize = 4;
@@ -84,7 +84,7 @@ impl Alba {
         if let Some(bytes) = self.inner.read_at_once(&manifest, offset, len).await {
             return Ok(Some(bytes));
         }
-        self.inner.read(&source, manifest, offset, len, None).await
+        self.inner.read(&source, manifest, offset, len, false).await
     }
 
     /// Opens an object for reading it piece by piece; `None` when there is none.
@@ -139,8 +139,8 @@ impl Reader {
         self.check_range(offset, Some(len))?;
         // For each read anew, so that a client that stalls keeps nobody else waiting.
         let _permit = self.alba.inner.blocking.may_get().await?;
-        let (manifest, id) = (self.manifest.clone(), Some(self.manifest.id));
-        let read = self.alba.inner.read(&self.source, manifest, offset, len, id).await?;
+        let manifest = self.manifest.clone();
+        let read = self.alba.inner.read(&self.source, manifest, offset, len, true).await?;
         let gone = || Fault::not_found(format!("{} was deleted meanwhile", self.source.title()));
         read.ok_or_else(gone)
     }
@@ -160,19 +160,21 @@ impl Inner {
         read.await.ok()??.ok()
     }
 
-    /// A range of an object whose manifest was this. `None` when the object is gone; with an id, also when it is another.
+    /// A range of an object whose manifest was this. `None` when the object is gone; if it is pinned, also when it is
+    /// another.
     async fn read(
         self: &Arc<Self>,
         source: &Source,
         mut manifest: Arc<Manifest>,
         offset: u64,
         len: u64,
-        id: Option<ObjectId>,
+        is_pinned: bool,
     ) -> Result<Option<Bytes>> {
         for attempt in 1.. {
             let legal = check_range(manifest.len, offset, Some(len));
             let len = legal.map_err(|f| f.about(source.title()))?;
-            let fetched = Box::pin(fetch::range(self, &manifest, offset, len)).await;
+            let fetched =
+                Box::pin(fetch::range(self, &manifest, (offset, len), Priority::Foreground)).await;
             self.notice(Notice::damaged(&source.namespace, &source.name, &fetched.damaged));
             let fault = match fetched.outcome {
                 Ok(bytes) => return Ok(Some(bytes)),
@@ -181,7 +183,7 @@ impl Inner {
             let now = self.nsm.get(&source.namespace, &source.name).await?;
             match now {
                 None => return Ok(None),
-                Some(now) if id.is_some_and(|id| id != now.id) => return Ok(None),
+                Some(now) if is_pinned && !is_same_object(&now, &manifest) => return Ok(None),
                 Some(now) if now == *manifest || attempt == ATTEMPTS => {
                     return Err(fault.about(source.title()));
                 }
@@ -190,6 +192,12 @@ impl Inner {
         }
         Err(Fault::new(Kind::Bug, "attempts without end"))
     }
+}
+
+/// Maintenance may have stored it anew, and nothing else keeps all of these.
+fn is_same_object(a: &Manifest, b: &Manifest) -> bool {
+    let content = |manifest: &Manifest| (manifest.len, manifest.crc, manifest.created_ms);
+    a.id == b.id || content(a) == content(b)
 }
 
 fn check_range(object_len: u64, offset: u64, len: Option<u64>) -> Result<u64> {

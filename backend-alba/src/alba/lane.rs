@@ -64,8 +64,7 @@ struct Lane {
     /// `None` once the end was sent.
     steps: Option<mpsc::Sender<Step>>,
     progress: Progress,
-    // Given up after the file is removed, or has a manifest.
-    claim: Claim,
+    file: FragmentId,
 }
 
 enum Progress {
@@ -92,36 +91,6 @@ enum Sent {
     Late,
     /// It has failed.
     No,
-}
-
-/// Keeps the collector away from a file.
-pub(super) struct Claim {
-    pub id: FragmentId,
-    inner: Arc<Inner>,
-    /// Until the next start.
-    forever: bool,
-}
-
-impl Claim {
-    /// To be taken before the file exists.
-    pub fn new(inner: &Arc<Inner>) -> Self {
-        let id = inner.outside.fragment_id();
-        inner.unfinished().insert(id);
-        Self { id, inner: inner.clone(), forever: false }
-    }
-
-    /// Nobody knows whether a manifest names the file: the next start will.
-    pub fn keep(&mut self) {
-        self.forever = true;
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        if !self.forever {
-            self.inner.unfinished().remove(&self.id);
-        }
-    }
 }
 
 impl Inner {
@@ -322,16 +291,13 @@ impl Lanes {
     }
 
     /// What becomes of the stored fragments once their manifest was put, or not. When it is not known whether the NSM took
-    /// it, they stay: the collector knows after the next start.
+    /// it, they stay: the collector will know.
     pub fn settle(&mut self, put: bool, fault: Option<&Fault>) {
         let unknown = fault.is_some_and(|fault| fault.kind == Kind::Unavailable);
         for lane in &mut self.lanes {
             let Progress::Stored(stored) = &mut lane.progress else { continue };
             if put || unknown {
                 stored.writer.keep();
-            }
-            if unknown {
-                lane.claim.keep();
             }
         }
     }
@@ -370,7 +336,6 @@ impl Lanes {
                         }
                     }
                 }
-                drop(lane.claim);
             };
             // Goes on by itself when a disk takes long.
             let _ = timeout(DISCARD_PATIENCE, tokio::spawn(discard)).await;
@@ -381,9 +346,9 @@ impl Lanes {
 
 impl Lane {
     async fn begin(inner: &Arc<Inner>, order: &Order, part: Part, osd: OsdId) -> Result<Self> {
-        let claim = Claim::new(inner);
+        let file = inner.fragment_id();
         let title = Title {
-            file: claim.id,
+            file,
             namespace: order.namespace.clone(),
             name: order.name.clone(),
             part,
@@ -395,11 +360,11 @@ impl Lane {
         let writer = member.create(title).await?;
         let (steps, queue) = mpsc::channel(QUEUE);
         let progress = Progress::Writing(tokio::spawn(write(member.clone(), writer, queue)));
-        Ok(Self { index: part.index, member, steps: Some(steps), progress, claim })
+        Ok(Self { index: part.index, member, steps: Some(steps), progress, file })
     }
 
     fn fragment(&self, stored: &Stored) -> Fragment {
-        let (osd, file) = (self.member.id(), self.claim.id);
+        let (osd, file) = (self.member.id(), self.file);
         Fragment { index: self.index, osd, file, crc: stored.crc }
     }
 }

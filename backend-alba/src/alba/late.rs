@@ -25,7 +25,10 @@ pub(super) fn record(inner: &Arc<Inner>, order: &Order, object: ObjectId, mut la
         for lane in late {
             match record_one(&inner, &order, object, lane).await {
                 Ok(is_recorded) => lacks |= !is_recorded,
-                Err(fault) => tracing::warn!(%fault, "a late fragment is not recorded"),
+                Err(fault) => {
+                    tracing::warn!(%fault, "a late fragment is not recorded");
+                    lacks = true;
+                }
             }
         }
         if lacks {

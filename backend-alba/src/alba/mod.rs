@@ -8,6 +8,7 @@
 //! most `Config::blocking_count` at once.
 
 mod admin;
+mod agent;
 mod blocking;
 mod collect;
 mod config;
@@ -23,22 +24,25 @@ mod put;
 mod recover;
 mod remember;
 mod repair;
+mod rewrite;
 mod status;
 
-use std::collections::{BTreeSet, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, Kind, Result};
 use crate::manifest::Manifest;
 use crate::name::{self, AlbaId, FragmentId, OsdId};
 use crate::nsm::{Change, Condition, Nsm, Page, Removal};
 use crate::osd::{Purpose, Space};
 use crate::outside::Outside;
 use crate::preset::Preset;
+use agent::Agent;
 use blocking::Blocking;
 use data_dir::DataDir;
 use get::OpenFragments;
@@ -48,6 +52,7 @@ use remember::Remembered;
 use repair::Notice;
 
 pub use admin::Presets;
+pub use agent::{Safety, SafetyLine};
 pub use blocking::Threads;
 pub use config::{Config, OsdPlace};
 pub use get::Reader;
@@ -64,6 +69,9 @@ pub const MAX_LIST: usize = 10_000;
 pub const MAX_VALUE_BYTES: usize = 1 << 20;
 /// Most asserts and updates of one sequence together.
 pub const MAX_SEQUENCE: usize = 1000;
+
+/// Times a sequence begins that takes too long.
+const ATTEMPTS: usize = 3;
 
 /// An open backend. The directories are unlocked when the last clone is dropped and background work has ended.
 #[derive(Clone)]
@@ -82,8 +90,9 @@ struct Inner {
     watch: Watch,
     open_fragments: OpenFragments,
     remembered: Remembered,
-    /// Fragments whose bytes are written but which no manifest names yet: no orphans.
-    unfinished: Mutex<HashSet<FragmentId>>,
+    /// The GC epoch as it was lately.
+    epoch: AtomicU32,
+    agent: Agent,
     blocking: Blocking,
     /// Wakes the removal of deleted objects.
     wakes: Arc<Notify>,
@@ -129,6 +138,7 @@ impl Alba {
     /// Returns once the last clone is dropped, all work has ended and the directories are unlocked.
     pub async fn close(self) {
         let mut alive = self.inner.alive.subscribe();
+        self.inner.leave().await;
         drop(self);
         while alive.changed().await.is_ok() {}
     }
@@ -215,23 +225,40 @@ impl Inner {
         asserts: Vec<(String, Condition)>,
         updates: Vec<(String, Update)>,
     ) -> Result<()> {
-        let preset = self.preset_of(&namespace).await?;
+        for _ in 1..ATTEMPTS {
+            match self.try_sequence(&namespace, &asserts, &updates).await {
+                // It took so long that what it stored is being collected.
+                Err(fault) if fault.kind == Kind::Outdated => self.refresh_epoch().await?,
+                outcome => return outcome,
+            }
+        }
+        self.try_sequence(&namespace, &asserts, &updates).await
+    }
+
+    async fn try_sequence(
+        self: &Arc<Self>,
+        namespace: &str,
+        asserts: &[(String, Condition)],
+        updates: &[(String, Update)],
+    ) -> Result<()> {
+        let preset = self.preset_of(namespace).await?;
         let (mut changes, mut written) = (Vec::new(), Vec::new());
         for (name, update) in updates {
             let change = match update {
                 Update::Delete => Change::Delete,
                 Update::Put(value) => {
                     let len = value.len() as u64;
-                    let order = self.order(&namespace, &name, len, Purpose::Metadata);
-                    let (manifest, lanes) = self.store(&preset, &order, &[value]).await?;
+                    let order = self.order(namespace, name, len, Purpose::Metadata);
+                    let (manifest, lanes) =
+                        self.store(&preset, &order, std::slice::from_ref(value)).await?;
                     written.push((order, manifest.id, lanes));
                     Change::Put(manifest)
                 }
             };
-            changes.push((name, change));
+            changes.push((name.clone(), change));
         }
-        let outcome = self.nsm.apply(&namespace, &asserts, &changes).await;
-        changes.iter().for_each(|(name, _)| self.remembered.forget(&namespace, name));
+        let outcome = self.nsm.apply(namespace, asserts, &changes).await;
+        changes.iter().for_each(|(name, _)| self.remembered.forget(namespace, name));
         for (order, id, mut lanes) in written {
             lanes.settle(outcome.is_ok(), outcome.as_ref().err());
             match &outcome {
@@ -279,17 +306,13 @@ impl Inner {
         }
         outcome.is_ok()
     }
-
-    // Ids are added and removed one by one, so a panic elsewhere leaves the set right.
-    fn unfinished(&self) -> MutexGuard<'_, HashSet<FragmentId>> {
-        self.unfinished.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.wakes.notify_one();
         self.shortage.notify_one();
+        self.agent.ring();
     }
 }
 

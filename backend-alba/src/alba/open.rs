@@ -1,9 +1,11 @@
 //! Opening a backend: its data directory, its NSM, its OSDs, then its background work.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use tokio::sync::{mpsc, watch};
 
+use super::agent::{self, Agent};
 use super::blocking::{Blocking, Threads};
 use super::data_dir::{DataDir, NsmKind};
 use super::get::OpenFragments;
@@ -131,6 +133,8 @@ async fn start(opened: Opened) -> Result<Alba> {
     nsm.ensure_presets(if is_single { preset::SINGLE } else { preset::DEFAULT }).await?;
     let (notices, noticed) = mpsc::channel(repair::NOTICES);
     let (data_dir, nsm_space) = local.unzip();
+    let agent = Agent::new(outside.bytes());
+    let epoch = collect::first_epoch(&nsm).await?;
     let inner = Arc::new(Inner {
         open_fragments: OpenFragments::new(config.open_count),
         remembered: Remembered::new(config.manifest_count),
@@ -141,7 +145,8 @@ async fn start(opened: Opened) -> Result<Alba> {
         outside,
         osds,
         watch,
-        unfinished: Mutex::default(),
+        epoch: AtomicU32::new(epoch),
+        agent,
         blocking,
         wakes: Arc::default(),
         shortage: Arc::default(),
@@ -153,6 +158,7 @@ async fn start(opened: Opened) -> Result<Alba> {
     collect::start(&inner);
     members::start(&inner);
     repair::start(&inner, noticed);
+    agent::start(&inner);
     Ok(Alba { inner })
 }
 

@@ -221,6 +221,13 @@ impl Osds {
         )
     }
 
+    /// The first policy of the preset that an object of this length could be put under now.
+    pub async fn possible(&self, preset: &Preset, len: u64) -> Option<Policy> {
+        let none = HashSet::new();
+        let choice = self.choose(preset, len, Purpose::Data, &none).await;
+        choice.ok().map(|choice| choice.policy)
+    }
+
     /// Up to `count` more OSDs for an object that has fragments on `held`.
     pub async fn extend(
         &self,
@@ -314,12 +321,17 @@ impl Member {
         self.role() != OsdRole::Decommissioning
     }
 
+    /// New fragments, of some preset.
+    pub fn may_take_any(&self) -> bool {
+        self.role() == OsdRole::Active && self.is_well()
+    }
+
     fn may_take(&self, preset: &Preset) -> bool {
         self.role() == OsdRole::Active
             && preset.labels.iter().all(|label| self.labels.contains(label))
     }
 
-    fn is_well(&self) -> bool {
+    pub fn is_well(&self) -> bool {
         self.health().may_try(self.since.elapsed())
     }
 

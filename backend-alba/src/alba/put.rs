@@ -5,7 +5,7 @@
 //! manifest when it comes. A lane that lags behind while enough others do not is given up: maintenance makes that fragment.
 //!
 //! A put that failed has given its room back when it answers. Only when nobody knows whether its manifest was put do its
-//! bytes stay until the next start; and no bytes are stored while the NSM takes no changes, so that does not add up.
+//! bytes stay until they are collected; and no bytes are stored while the NSM takes no changes, so that does not add up.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -53,8 +53,7 @@ impl Alba {
             (self.inner.clone(), self.inner.order(&namespace, &name, len, purpose));
         to_its_end(Box::pin(async move {
             let _permit = permit;
-            let (manifest, lanes) = inner.store(&preset, &order, &body).await?;
-            inner.publish(&order, manifest, lanes).await
+            inner.put_whole(&preset, &order, &body).await
         }))
         .await
     }
@@ -182,7 +181,7 @@ impl Upload {
 }
 
 /// An object being cut into fragments that are being written.
-struct Sending {
+pub(super) struct Sending {
     inner: Arc<Inner>,
     preset: Preset,
     layout: Layout,
@@ -190,13 +189,13 @@ struct Sending {
     encoder: Encoder,
     /// Of the object so far; fragments that are copies know it themselves.
     sum: Option<crc32fast::Hasher>,
-    lanes: Lanes,
+    pub lanes: Lanes,
     begun: Instant,
     created_ms: u64,
 }
 
 impl Sending {
-    async fn begin(
+    pub async fn begin(
         inner: &Arc<Inner>,
         preset: Preset,
         order: &Order,
@@ -241,7 +240,7 @@ impl Sending {
     }
 
     /// The next bytes, cut and handed to the lanes.
-    async fn append(&mut self, pieces: &[Bytes]) -> Result<()> {
+    pub async fn append(&mut self, pieces: &[Bytes]) -> Result<()> {
         if let Some(sum) = &mut self.sum {
             pieces.iter().for_each(|piece| sum.update(piece));
         }
@@ -263,7 +262,7 @@ impl Sending {
     }
 
     /// Waits until enough is stored. On failure nothing of it is left.
-    async fn finish(&mut self, sent: Result<()>, crc: Option<u32>) -> Result<Manifest> {
+    pub async fn finish(&mut self, sent: Result<()>, crc: Option<u32>) -> Result<Manifest> {
         let outcome = match sent {
             Ok(()) => self.store(crc).await,
             Err(fault) => Err(fault),
@@ -313,6 +312,24 @@ impl Inner {
         if fault.kind == Kind::NoSpace {
             self.shortage.notify_one();
         }
+    }
+
+    /// Begins again when it took so long that what it stored is being collected.
+    async fn put_whole(
+        self: &Arc<Self>,
+        preset: &Preset,
+        order: &Order,
+        body: &[Bytes],
+    ) -> Result<Put> {
+        for _ in 1..ATTEMPTS {
+            let (manifest, lanes) = self.store(preset, order, body).await?;
+            match self.publish(order, manifest, lanes).await {
+                Err(fault) if fault.kind == Kind::Outdated => self.refresh_epoch().await?,
+                outcome => return outcome,
+            }
+        }
+        let (manifest, lanes) = self.store(preset, order, body).await?;
+        self.publish(order, manifest, lanes).await
     }
 
     /// Stores an object whose bytes are all here, ready for its manifest. A failed OSD is left out of the next attempt.

@@ -52,6 +52,8 @@ pub async fn recover(config: Config) -> Result<Recovered> {
     let nsm = lost.nsm().await?;
     let preset = nsm.default_preset().await?;
     let namespaces = restore(&nsm, &lost.osds, &outcome).await?;
+    // Above all that was found: the new NSM makes fragments of epochs that are not in use.
+    nsm.reach_epoch(outcome.newest_epoch.saturating_add(1)).await?;
     nsm.finish_rebuild().await?;
     drop(nsm);
     let osds = lost.osds.len();

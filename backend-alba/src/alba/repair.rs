@@ -6,9 +6,11 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::lane::{Lanes, Order};
 use super::{Inner, fetch};
@@ -16,12 +18,15 @@ use crate::erasure;
 use crate::fault::{Fault, Result};
 use crate::manifest::{Fragment, Manifest};
 use crate::name::{FragmentId, OsdId};
+use crate::osd::Priority;
 use crate::trailer::Part;
 
 /// Objects noticed and not repaired yet, at most; those beyond are left to verification.
 pub(super) const NOTICES: usize = 1024;
 /// Bytes of each fragment that are rebuilt at once.
 const STEP: u64 = 1 << 20;
+/// A fragment that takes longer for a step is rebuilt from others.
+const LEAVING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// An object that somebody found to need repair.
 #[derive(Clone, Debug)]
@@ -55,6 +60,12 @@ pub(super) struct Ill {
     pub osds: HashSet<OsdId>,
 }
 
+impl Ill {
+    fn holds(&self, fragment: &Fragment) -> bool {
+        self.osds.contains(&fragment.osd) || self.fragments.contains(&fragment.file)
+    }
+}
+
 /// What a look at an object came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Repaired {
@@ -72,16 +83,20 @@ pub(super) fn start(inner: &Arc<Inner>, mut notices: mpsc::Receiver<Notice>) {
         while let Some(notice) = notices.recv().await {
             let Some(inner) = backend.upgrade() else { return };
             let fragments = notice.damaged.iter().copied().collect();
-            let ill = Ill { fragments, ..Ill::default() };
+            let ill = Ill { fragments, osds: inner.agent.dead() };
             let (namespace, name) = (&notice.namespace, &notice.name);
             match inner.repair(namespace, name, &ill).await {
                 // Noticed by several reads: one of them was enough.
                 Ok(done) if done == Repaired::default() => {}
                 Ok(done) => {
-                    tracing::info!(%namespace, %name, ?done, "repaired an object in passing")
+                    tracing::info!(%namespace, %name, ?done, "repaired an object in passing");
+                    if done.lacking > 0 {
+                        inner.agent.note_lacking(namespace, name);
+                    }
                 }
                 Err(fault) => {
                     tracing::warn!(%namespace, %name, %fault, "an object needs repair");
+                    inner.agent.note_lacking(namespace, name);
                 }
             }
         }
@@ -119,15 +134,36 @@ impl Inner {
             [] => 0,
             targets => {
                 let order = Order::again(namespace, name, &manifest);
-                self.rebuild(&order, &Arc::new(manifest), targets, &bad).await?
+                self.rebuild(&order, &Arc::new(manifest), targets, (&bad, ill)).await?
             }
         };
         Ok(Repaired { made, bytes: made * len, lacking: wanted.len() as u64 - made })
     }
 
+    /// It is not as its policy says.
+    pub(super) fn lacks(&self, manifest: &Manifest, ill: &Ill) -> bool {
+        manifest.fragments.len() < manifest.policy.total()
+            || manifest.fragments.iter().any(|fragment| self.is_bad(fragment, ill))
+    }
+
+    /// Copies a fragment to another OSD; `false` when the object was changed meanwhile.
+    pub(super) async fn relocate(
+        self: &Arc<Self>,
+        namespace: &Arc<str>,
+        name: &Arc<str>,
+        manifest: Manifest,
+        fragment: Fragment,
+        target: OsdId,
+    ) -> Result<bool> {
+        let order = Order::again(namespace, name, &manifest);
+        let targets = [(usize::from(fragment.index), target)];
+        let moved = (&[fragment][..], &Ill::default());
+        Ok(self.rebuild(&order, &Arc::new(manifest), &targets, moved).await? > 0)
+    }
+
     fn is_bad(&self, fragment: &Fragment, ill: &Ill) -> bool {
         let is_leaving = self.osds.get(fragment.osd).is_ok_and(|member| !member.may_keep());
-        is_leaving || ill.osds.contains(&fragment.osd) || ill.fragments.contains(&fragment.file)
+        is_leaving || ill.holds(fragment)
     }
 
     /// Makes fragments of these indexes on these OSDs, in place of the bad ones; returns how many.
@@ -136,7 +172,7 @@ impl Inner {
         order: &Order,
         manifest: &Arc<Manifest>,
         targets: &[(usize, OsdId)],
-        bad: &[Fragment],
+        (bad, ill): (&[Fragment], &Ill),
     ) -> Result<u64> {
         let layout = manifest.layout();
         let (object, object_crc) = (manifest.id, manifest.crc);
@@ -147,7 +183,7 @@ impl Inner {
             if lanes.count() == 0 {
                 return Err(lanes.first_fault());
             }
-            self.copy(manifest, targets, bad, &mut lanes).await?;
+            self.copy(manifest, targets, (bad, ill), &mut lanes).await?;
             let all = lanes.count();
             let finished = lanes.finish(Some(object_crc), all, begun.elapsed()).await;
             // Some are better than none.
@@ -161,27 +197,32 @@ impl Inner {
         outcome
     }
 
-    /// From k of the others to the lanes, step by step.
+    /// From the fragments that are replaced where they can be read, else from k of the others, to the lanes, step by step.
     async fn copy(
         self: &Arc<Self>,
         manifest: &Arc<Manifest>,
         targets: &[(usize, OsdId)],
-        bad: &[Fragment],
+        (bad, ill): (&[Fragment], &Ill),
         lanes: &mut Lanes,
     ) -> Result<()> {
         let layout = manifest.layout();
-        // A fragment on an OSD that is leaving is as good as any.
-        let leaving = |f: &Fragment| self.osds.get(f.osd).is_ok_and(|member| !member.may_keep());
-        let lost = bad.iter().filter(|fragment| !leaving(fragment));
-        let without: HashSet<usize> = lost.map(|fragment| fragment.index.into()).collect();
+        let (lost, leaving): (Vec<Fragment>, Vec<Fragment>) =
+            bad.iter().copied().partition(|fragment| ill.holds(fragment));
+        let without: HashSet<usize> = lost.iter().map(|fragment| fragment.index.into()).collect();
         let wanted: Vec<usize> = targets.iter().map(|(index, _)| *index).collect();
         let len = layout.fragment_len();
         for from in (0..len).step_by(STEP as usize) {
             let span = layout.grains(from, (from + STEP).min(len));
-            let present = fetch::sources(self, manifest, span, &without).await?;
-            let (policy, indexes) = (layout.policy, wanted.clone());
-            let work = move || erasure::rebuild(policy, &present, &indexes);
-            let rebuilt = self.blocking.run(work).await?;
+            self.agent.pace_bytes((span.1 - span.0) * wanted.len() as u64).await;
+            let rebuilt = match self.read_leaving(manifest, &wanted, &leaving, span).await {
+                Some(read) => read,
+                None => {
+                    let present = fetch::sources(self, manifest, span, &without).await?;
+                    let (policy, indexes) = (layout.policy, wanted.clone());
+                    let work = move || erasure::rebuild(policy, &present, &indexes);
+                    self.blocking.run(work).await?
+                }
+            };
             let mut shares = vec![Vec::new(); layout.policy.total()];
             for (index, bytes) in wanted.iter().zip(rebuilt) {
                 shares[*index].push(bytes);
@@ -189,6 +230,28 @@ impl Inner {
             lanes.append(shares, 1).await?;
         }
         Ok(())
+    }
+
+    /// A fragment that is only to lie elsewhere is as good as any: reading it is a k-th of the work of rebuilding it. `None`
+    /// when not all that is wanted can be had so.
+    async fn read_leaving(
+        &self,
+        manifest: &Manifest,
+        wanted: &[usize],
+        leaving: &[Fragment],
+        span: (u64, u64),
+    ) -> Option<Vec<Bytes>> {
+        let layout = manifest.layout();
+        let mut read = Vec::with_capacity(wanted.len());
+        for index in wanted {
+            let fragment = leaving.iter().find(|f| usize::from(f.index) == *index)?;
+            let reading = self.read_fragment(layout, fragment, span, Priority::Background);
+            match timeout(LEAVING_PATIENCE, reading).await {
+                Ok(Ok(bytes)) => read.push(bytes),
+                Ok(Err(_)) | Err(_) => return None,
+            }
+        }
+        Some(read)
     }
 
     /// What was made takes the place of what was bad.

@@ -14,7 +14,9 @@ use crate::osd::{Directory, Limits, Priority, Title};
 use crate::preset::Policy;
 use crate::trailer::Part;
 
+mod agents;
 mod coded;
+mod disks;
 mod faulty;
 mod members;
 mod recovery;

@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 use volumedriver_proto::alba as wire;
 use wire::alba_client::AlbaClient;
 
-use super::{NamespaceCommand, ObjectCommand, ServerOptions};
+use super::{NamespaceCommand, ObjectCommand, ServerOptions, admin};
 
 type Client = AlbaClient<Channel>;
 
@@ -152,6 +152,9 @@ pub(super) async fn namespace(command: NamespaceCommand) -> Result<(), String> {
                 client(&server)?.create_namespace(request).await.map_err(told)?.into_inner();
             print_change(&server, "created", answer.created, "existed before")
         }
+        NamespaceCommand::Preset { namespace, set, server } => {
+            admin::namespace_preset(namespace, set, &server).await
+        }
         NamespaceCommand::Delete { namespace, server } => {
             let request = wire::DeleteNamespaceRequest { namespace };
             let answer =
@@ -168,6 +171,9 @@ pub(super) async fn object(command: ObjectCommand) -> Result<(), String> {
             print_names("objects", &names, server.json)
         }
         ObjectCommand::Head { namespace, name, server } => head(namespace, name, &server).await,
+        ObjectCommand::Show { namespace, name, server } => {
+            admin::show_object(namespace, name, &server).await
+        }
         ObjectCommand::Put { namespace, name, file, server } => {
             let created = put(client(&server)?, namespace, name, &file).await?;
             print_change(&server, "created", created, "existed before and is unchanged")
@@ -191,7 +197,7 @@ fn print_names(what: &str, names: &[String], json: bool) -> Result<(), String> {
     print(&names.iter().map(|name| format!("{name}\n")).collect::<String>())
 }
 
-fn print_change(
+pub(super) fn print_change(
     server: &ServerOptions,
     what: &str,
     done: bool,

@@ -1,5 +1,6 @@
 //! What can be typed, and what runs it.
 
+mod admin;
 mod asd;
 mod client;
 mod osd;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use backend_alba::server::Address;
 use backend_alba::{EtcdPlace, OsdPlace};
 use clap::{Args, Parser, Subcommand};
+use volumedriver_proto::alba_admin::TaskKind;
 
 /// An object backend: namespaces of immutable objects.
 #[derive(Parser)]
@@ -43,6 +45,50 @@ enum Command {
     /// Objects.
     #[command(subcommand)]
     Object(ObjectCommand),
+    /// Presets: how objects are stored.
+    #[command(subcommand)]
+    Preset(PresetCommand),
+    /// Disk safety: how many more failures of OSDs and nodes the objects survive.
+    Safety {
+        /// Of this namespace only.
+        #[arg(long, value_name = "NAMESPACE")]
+        namespace: Option<String>,
+        /// As if this OSD were dead too; may be repeated.
+        #[arg(long = "dead", value_name = "OSD")]
+        dead: Vec<String>,
+        #[command(flatten)]
+        server: ServerOptions,
+    },
+    /// Work under way.
+    #[command(subcommand)]
+    Work(WorkCommand),
+    /// Reads every byte of a namespace's fragments and repairs what is missing or damaged, in the background.
+    Verify {
+        namespace: String,
+        /// Only look whether each fragment is there.
+        #[arg(long)]
+        existence: bool,
+        /// What lies on an OSD that does not answer counts as missing.
+        #[arg(long)]
+        unreachable_is_missing: bool,
+        #[command(flatten)]
+        job: JobOptions,
+    },
+    /// Stores a namespace's objects anew that its preset would store otherwise now, in the background.
+    Rewrite {
+        namespace: String,
+        #[command(flatten)]
+        job: JobOptions,
+    },
+    /// Makes anew what a namespace's objects lack, in the background.
+    Repair {
+        namespace: String,
+        #[command(flatten)]
+        job: JobOptions,
+    },
+    /// What maintenance does by itself, and how fast.
+    #[command(subcommand)]
+    Maintenance(MaintenanceCommand),
 }
 
 #[derive(Args)]
@@ -95,9 +141,18 @@ enum NamespaceCommand {
     /// Succeeds also when it exists.
     Create {
         namespace: String,
-        /// How its objects are stored; default: the server's
+        /// How its objects are stored; default: the default preset.
         #[arg(long)]
         preset: Option<String>,
+        #[command(flatten)]
+        server: ServerOptions,
+    },
+    /// Shows its preset, or changes it.
+    Preset {
+        namespace: String,
+        /// Objects put from now on follow this preset; those that are there are stored anew in the background.
+        #[arg(long, value_name = "PRESET")]
+        set: Option<String>,
         #[command(flatten)]
         server: ServerOptions,
     },
@@ -121,6 +176,13 @@ enum ObjectCommand {
     },
     /// Length, checksum and age.
     Head {
+        namespace: String,
+        name: String,
+        #[command(flatten)]
+        server: ServerOptions,
+    },
+    /// How it is stored: its policy, and where each fragment is.
+    Show {
         namespace: String,
         name: String,
         #[command(flatten)]
@@ -155,6 +217,88 @@ enum ObjectCommand {
     },
 }
 
+#[derive(Args)]
+struct JobOptions {
+    /// Return when it is done, with what came of it.
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    server: ServerOptions,
+}
+
+#[derive(Subcommand)]
+enum PresetCommand {
+    List {
+        #[command(flatten)]
+        server: ServerOptions,
+    },
+    Show {
+        name: String,
+        #[command(flatten)]
+        server: ServerOptions,
+    },
+    /// Creates it, or replaces it with its next version.
+    Set {
+        name: String,
+        /// k,m,c,x: k fragments hold the data, m the parity, a put is done at c, no node holds more than x. Best first; may be
+        /// repeated.
+        #[arg(long = "policy", value_name = "K,M,C,X", required = true)]
+        policies: Vec<String>,
+        /// Bytes of an object that lie together in one fragment; default 1 MiB.
+        #[arg(long, value_name = "BYTES", default_value_t = 0)]
+        fragment_bytes: u32,
+        /// Read every fragment back before a put is done.
+        #[arg(long)]
+        verify_upload: bool,
+        /// Only OSDs with this label; may be repeated.
+        #[arg(long = "label", value_name = "NAME")]
+        labels: Vec<String>,
+        #[command(flatten)]
+        server: ServerOptions,
+    },
+    /// Refused while a namespace uses it.
+    Delete {
+        name: String,
+        #[command(flatten)]
+        server: ServerOptions,
+    },
+    /// New namespaces get this preset.
+    Default {
+        name: String,
+        #[command(flatten)]
+        server: ServerOptions,
+    },
+}
+
+#[derive(Subcommand)]
+enum WorkCommand {
+    List {
+        #[command(flatten)]
+        server: ServerOptions,
+    },
+    /// Ends a job, or forgets one that is done. What was done stays done.
+    Cancel {
+        job: String,
+        #[command(flatten)]
+        server: ServerOptions,
+    },
+}
+
+#[derive(Subcommand)]
+enum MaintenanceCommand {
+    Show {
+        #[command(flatten)]
+        server: ServerOptions,
+    },
+    /// Changes settings, all or none.
+    Set {
+        #[arg(value_name = "NAME=VALUE", required = true)]
+        changes: Vec<String>,
+        #[command(flatten)]
+        server: ServerOptions,
+    },
+}
+
 /// Runs what was typed; the error is a sentence for the person who typed it.
 pub fn run(options: Options) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -172,6 +316,22 @@ pub fn run(options: Options) -> Result<(), String> {
             Command::Osd(command) => osd::run(command).await,
             Command::Namespace(command) => client::namespace(command).await,
             Command::Object(command) => client::object(command).await,
+            Command::Preset(command) => admin::preset(command).await,
+            Command::Safety { namespace, dead, server } => {
+                admin::safety(namespace, dead, &server).await
+            }
+            Command::Work(command) => admin::work(command).await,
+            Command::Verify { namespace, existence, unreachable_is_missing, job } => {
+                let kind = admin::verify_kind(existence);
+                admin::start(kind, namespace, unreachable_is_missing, &job).await
+            }
+            Command::Rewrite { namespace, job } => {
+                admin::start(TaskKind::Rewrite, namespace, false, &job).await
+            }
+            Command::Repair { namespace, job } => {
+                admin::start(TaskKind::Repair, namespace, false, &job).await
+            }
+            Command::Maintenance(command) => admin::maintenance(command).await,
         }
     })
 }

@@ -12,6 +12,10 @@ pub(super) const OWNER: &[u8] = b"i";
 pub(super) const CLUSTERS: &[u8] = b"k";
 pub(super) const REBUILDING: &[u8] = b"y";
 pub(super) const REBUILT: &[u8] = b"w";
+/// The current GC epoch, in the first cluster.
+pub(super) const EPOCH: &[u8] = b"g";
+/// The least GC epoch whose fragments become live, in each cluster.
+pub(super) const ENABLED: &[u8] = b"e";
 pub(super) const TRIAL: &[u8] = b"t";
 
 /// The id of a namespace as it stands in keys.

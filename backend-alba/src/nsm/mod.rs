@@ -17,10 +17,18 @@
 //! | `k` | text, in the first of shared tables: how many clusters there are |
 //! | `y` | nothing: the NSM is being rebuilt (see [`rebuild`]), until then it is not to be used |
 //! | `w` | nothing: it was rebuilt, and files without a manifest are to stay |
+//! | `g` | current GC epoch, 4 bytes big-endian (see `epochs`) |
+//! | `e` | least GC epoch whose fragments become live, 4 bytes big-endian |
+//! | `j` job, part | work item (JSON; see [`crate::maintenance::work`]) |
+//! | `a` agent | a value the agent changes while it lives |
+//! | `b` OSD | a value agents change that reach the OSD |
+//! | `o` post | the agent that does what one of all does |
+//! | `hs` | settings of maintenance (JSON) |
+//! | `ht` | a sum of what the last tour of all objects was about |
 //! | `t` | nothing: written to learn whether the table takes changes again |
 //!
-//! There may be several tables, called clusters. The first has what concerns the whole backend (`n s p d u k w`), each has the
-//! `l m f r x` of the namespaces that were given to it when they were created: a namespace's objects are all in one, its
+//! There may be several tables, called clusters. The first has what concerns the whole backend (`n s p d u k w g j a b o h`), each
+//! has the `e l m f r x` of the namespaces that were given to it when they were created: a namespace's objects are all in one, its
 //! home, so that sequences are atomic.
 //!
 //! Changes are optimistic: what they depend on is read, and a commit makes them if all of that is still as it was; if not,
@@ -34,6 +42,7 @@ pub mod kv;
 pub mod memory;
 pub mod rocks;
 
+mod epochs;
 pub mod identity;
 mod keys;
 mod namespaces;
@@ -42,8 +51,10 @@ pub mod rebuild;
 mod records;
 mod removals;
 mod retry;
+mod survey;
 mod tally;
 mod upgrade;
+mod work;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,7 +62,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use quick_cache::sync::Cache;
 
 use crate::fault::{Fault, Result};
-use crate::manifest::Manifest;
+use crate::manifest::{Fragment, Manifest};
 use crate::outside::Outside;
 use keys::SpaceId;
 use kv::{Commit, Key, Kv, Value};
@@ -59,8 +70,10 @@ use tally::Tally;
 
 pub use records::{OsdRecord, OsdRole};
 pub use removals::Removal;
+pub use survey::Located;
 pub use tally::Totals;
 pub use upgrade::LOCAL_NODE;
+pub use work::Record;
 
 /// Namespaces whose place is remembered.
 const SPACES: usize = 8192;
@@ -89,6 +102,16 @@ pub enum Condition {
 pub enum Change {
     Put(Manifest),
     Delete,
+}
+
+impl Change {
+    /// What it makes live.
+    fn fragments(&self) -> &[Fragment] {
+        match self {
+            Self::Put(manifest) => &manifest.fragments,
+            Self::Delete => &[],
+        }
+    }
 }
 
 /// Names in byte order, and whether there are more after the last.
@@ -122,6 +145,8 @@ struct Space {
     preset: String,
     /// Value of its `l`.
     life: Value,
+    /// Value of the `e` of its home.
+    enabled: Option<Value>,
 }
 
 impl Nsm {

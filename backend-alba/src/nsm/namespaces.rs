@@ -115,6 +115,15 @@ impl Nsm {
         self.page(0, vec![b'n'], (prefix, after), limit).await
     }
 
+    /// All namespaces, and the names of their presets.
+    pub async fn namespace_presets(&self) -> Result<Vec<(String, String)>> {
+        let named = |(name, value): (Key, Value)| {
+            let record = NamespaceRecord::decode(&value)?;
+            Ok((String::from_utf8_lossy(&name).into_owned(), record.preset))
+        };
+        self.all(0, b"n").await?.into_iter().map(named).collect()
+    }
+
     async fn life_of(&self, record: &NamespaceRecord) -> Result<Option<Value>> {
         let [life] = self.read(record.home, [keys::life(record.id)]).await?;
         Ok(life)
@@ -135,7 +144,7 @@ impl Nsm {
         let [record] = self.read(0, [keys::namespace(namespace)]).await?;
         let Some(record) = record else { return Ok(None) };
         let NamespaceRecord { id, preset, home } = NamespaceRecord::decode(&record)?;
-        let space = Space { id, home, preset, life: Value::new() };
+        let space = Space { id, home, preset, life: Value::new(), enabled: None };
         let found = self.look(&space, keys(&space)).await?;
         if let Some(found) = &found {
             self.spaces.insert(namespace.to_string(), found.space.clone());
@@ -149,15 +158,18 @@ impl Nsm {
         space: &Space,
         wanted: [Key; N],
     ) -> Result<Option<Found<N>>> {
-        let keys = [keys::life(space.id)].into_iter().chain(wanted).collect();
+        let own = [keys::life(space.id), keys::ENABLED.to_vec()];
+        let keys = own.into_iter().chain(wanted).collect();
         let mut values = self.cluster(space.home)?.kv.get(keys).await?;
-        let Some(life) = (!values.is_empty()).then(|| values.remove(0)).flatten() else {
-            return Ok(None);
-        };
-        let wrong = |_| Fault::bug("a table answers other keys than were asked");
-        let values = values.try_into().map_err(wrong)?;
+        let wrong = || Fault::bug("a table answers other keys than were asked");
+        if values.len() < 2 {
+            return Err(wrong());
+        }
+        let enabled = values.remove(1);
+        let Some(life) = values.remove(0) else { return Ok(None) };
+        let values = values.try_into().map_err(|_| wrong())?;
         let (id, home, preset) = (space.id, space.home, space.preset.clone());
-        Ok(Some(Found { space: Arc::new(Space { id, home, preset, life }), values }))
+        Ok(Some(Found { space: Arc::new(Space { id, home, preset, life, enabled }), values }))
     }
 
     pub(super) fn no_namespace(namespace: &str) -> Fault {

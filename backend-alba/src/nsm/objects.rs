@@ -5,7 +5,7 @@ use super::kv::{Commit, Key, Value};
 use super::namespaces::Found;
 use super::retry::Retry;
 use super::tally::Delta;
-use super::{Change, Condition, Nsm, Page, Put, Removal, Space};
+use super::{Change, Condition, Nsm, Page, Put, Removal, Space, epochs};
 use crate::fault::{Fault, Kind, Result};
 use crate::manifest::{Fragment, Manifest};
 use crate::name::ObjectId;
@@ -84,6 +84,7 @@ impl Nsm {
                 }
             };
             let mut commit = living(&space);
+            epochs::enable(&mut commit, &space, &manifest.fragments)?;
             commit.is_absent(keys::object(space.id, name));
             add(&mut commit, space.id, name, manifest);
             let counting = self.tally.change(space.id);
@@ -164,6 +165,7 @@ impl Nsm {
             }
             let space = &found.space;
             let mut commit = living(space);
+            epochs::enable(&mut commit, space, moves.iter().filter_map(|(_, new)| new.as_ref()))?;
             commit.is(keys::object(space.id, name), value.clone());
             if !make_moves(&mut commit, (space.id, name), &mut manifest, moves) {
                 return Ok(false);
@@ -219,6 +221,8 @@ impl Nsm {
             }
             let space = &found.space;
             let mut commit = living(space);
+            let put = changes.iter().flat_map(|(_, change)| change.fragments());
+            epochs::enable(&mut commit, space, put)?;
             for (name, value) in names.iter().zip(&values) {
                 commit.is_still(keys::object(space.id, name), value.clone());
             }
@@ -274,7 +278,7 @@ fn puts_of(changes: &[(String, Change)]) -> impl Iterator<Item = (&str, ObjectId
 }
 
 /// A commit that depends on the namespace's life.
-fn living(space: &Space) -> Commit {
+pub(super) fn living(space: &Space) -> Commit {
     let mut commit = Commit::default();
     commit.is(keys::life(space.id), space.life.clone());
     commit
@@ -304,7 +308,7 @@ fn check(name: &str, condition: &Condition, found: Option<Manifest>) -> Result<(
     Err(Fault::new(Kind::AssertFailed, format!("assert on object {name:?} failed: {why}")))
 }
 
-fn add(commit: &mut Commit, space: SpaceId, name: &str, manifest: &Manifest) {
+pub(super) fn add(commit: &mut Commit, space: SpaceId, name: &str, manifest: &Manifest) {
     commit.put(keys::object(space, name), manifest.encode());
     for fragment in &manifest.fragments {
         add_fragment(commit, space, name, fragment);

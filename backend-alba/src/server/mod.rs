@@ -2,6 +2,7 @@
 //!
 //! Lengths that a client claims are compared, never allocated: an upload holds what has arrived, up to a few MiB.
 
+mod admin;
 mod osd;
 mod osds;
 
@@ -45,10 +46,11 @@ impl AlbaService {
     #[must_use]
     pub fn routes(self) -> Routes {
         let osds = osds::OsdsService::of(self.alba.clone());
+        let admin = admin::AdminService::new(self.alba.clone()).server();
         let alba = AlbaServer::new(self)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Routes::new(alba).add_service(osds)
+        Routes::new(alba).add_service(osds).add_service(admin)
     }
 
     async fn receive(&self, mut parts: Streaming<wire::PutRequest>) -> Result<Put, Status> {
@@ -315,7 +317,7 @@ impl From<Fault> for Status {
             Kind::NotFound => tonic::Code::NotFound,
             Kind::AssertFailed => tonic::Code::FailedPrecondition,
             Kind::NoSpace => tonic::Code::ResourceExhausted,
-            Kind::Unavailable => tonic::Code::Unavailable,
+            Kind::Outdated | Kind::Unavailable => tonic::Code::Unavailable,
             Kind::Corrupt => tonic::Code::DataLoss,
             Kind::Bug => tonic::Code::Internal,
         };

@@ -182,6 +182,7 @@ fn of_backend(fault: backend_alba::Fault) -> Fault {
         backend_alba::Kind::NoSpace => Kind::NoSpace,
         backend_alba::Kind::Unavailable => Kind::Unavailable,
         backend_alba::Kind::Corrupt => Kind::Corrupt,
+        backend_alba::Kind::Outdated => Kind::Unavailable,
         backend_alba::Kind::Bug => Kind::Bug,
     };
     Fault { kind, message: fault.message, source: fault.source }

@@ -36,10 +36,10 @@ impl Switch {
     pub fn set(&self, mood: Mood) {
         self.0.store(MOODS.iter().position(|m| *m == mood).unwrap() as u8, Ordering::SeqCst);
     }
-    fn mood(&self) -> Mood {
+    pub fn mood(&self) -> Mood {
         MOODS[usize::from(self.0.load(Ordering::SeqCst))]
     }
-    async fn pass(&self) -> Result<()> {
+    pub async fn pass(&self) -> Result<()> {
         while self.mood() == Mood::Hung {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
