@@ -249,11 +249,13 @@ impl Decoder {
         Some(Header { flags, tag, len })
     }
 
-    /// Bytes that follow the header.
+    /// Bytes that follow the header. A write always has its data, even when an extended one lacks the flag that must say so:
+    /// QEMU 10 forgets it.
     fn payload_bytes(&self, header: &Header) -> u64 {
+        let is_write = header.tag.command == Command::Write;
         let present = match self.agreed.style {
-            Style::Simple | Style::Structured => header.tag.command == Command::Write,
-            Style::Extended => header.has(CMD_FLAG_PAYLOAD_LEN),
+            Style::Simple | Style::Structured => is_write,
+            Style::Extended => is_write || header.has(CMD_FLAG_PAYLOAD_LEN),
         };
         if present { header.len } else { 0 }
     }
@@ -441,10 +443,6 @@ impl Decoder {
     }
 
     fn check_write<'a>(&self, header: &Header, data: &'a [u8]) -> Result<Ask<'a>, Refusal> {
-        let extended = self.agreed.style == Style::Extended;
-        if extended && !header.has(CMD_FLAG_PAYLOAD_LEN) {
-            return refuse(Errno::Inval, "write without the payload flag");
-        }
         self.ranged(header, Errno::NoSpc, Ask::Write { data, fua: header.fua() })
     }
 
