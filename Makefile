@@ -1,6 +1,6 @@
 # Everything is built with one profile (release): RocksDB compiles once, about 12 minutes on two cores.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint sim fuzz bench inspect soak suites compat clean
+.PHONY: help run test lint sim bsim fuzz bench inspect soak suites compat clean
 CARGO := cargo
 ARGS ?=
 
@@ -21,6 +21,9 @@ lint: ## formatting, clippy, and who may import whom
 
 sim: ## the engine in the simulated world (SEED=… reproduces one run; SEEDS=… STEPS=…; ARGS=… as `sim --help` says)
 	$(CARGO) run --release --workspace --bin sim -- $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(STEPS),--steps $(STEPS)) $(ARGS)
+
+bsim: ## the whole backend in its simulated world (SEED=… reproduces one run; SEEDS=… STEPS=…; ARGS=… as `bsim --help` says)
+	$(CARGO) run --release --workspace --bin bsim -- $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 
 fuzz: ## every decoder of outside bytes, under libFuzzer (TARGET=… SECONDS=60)
 	@fuzz/run $(or $(TARGET),all) $(or $(SECONDS),60)

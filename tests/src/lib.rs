@@ -1,6 +1,7 @@
 //! Tests of the whole: the simulated world, the model, and what the tests of real processes share.
 
 pub mod alba;
+pub mod backend;
 pub mod daemon;
 pub mod model;
 pub mod nbd;

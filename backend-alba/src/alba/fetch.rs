@@ -156,6 +156,7 @@ impl<'a> Fetch<'a> {
                 return Err(self.fault());
             }
             tokio::select! {
+                biased;
                 Some(read) = self.running.next() => self.note(read),
                 () = &mut hedge, if !is_hedged => {
                     is_hedged = true;

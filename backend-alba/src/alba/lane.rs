@@ -118,6 +118,7 @@ impl Lanes {
         let mut deadline = Instant::now() + STALL;
         loop {
             tokio::select! {
+                biased;
                 next = beginning.next() => match next {
                     None => return Self { lanes, failed },
                     Some((_, Ok(lane))) => {
@@ -265,6 +266,7 @@ impl Lanes {
         let mut stored = 0;
         loop {
             tokio::select! {
+                biased;
                 next = running.next() => {
                     let Some((n, outcome)) = next else { return done };
                     stored += usize::from(outcome.is_ok());
@@ -311,13 +313,17 @@ impl Lanes {
 
     /// Waits for a late lane.
     pub async fn end(&mut self, patience: Duration) -> Option<Fragment> {
-        for lane in &mut self.lanes {
+        for mut lane in std::mem::take(&mut self.lanes) {
             if let Progress::Writing(task) = &mut lane.progress
                 && let Ok(outcome) = timeout(patience, task).await
-                && let Ok(stored) = ended(outcome)
             {
-                lane.progress = Progress::Stored(stored);
+                match ended(outcome) {
+                    Ok(stored) => lane.progress = Progress::Stored(stored),
+                    // Its task has left nothing.
+                    Err(_) => continue,
+                }
             }
+            self.lanes.push(lane);
         }
         self.stored().pop()
     }

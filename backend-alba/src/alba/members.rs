@@ -93,8 +93,9 @@ fn repeat<F: Future<Output = ()> + Send + 'static>(
     tokio::spawn(async move {
         loop {
             tokio::select! {
-                () = tokio::time::sleep(EVERY) => {}
+                biased;
                 _ = gone.changed() => return,
+                () = tokio::time::sleep(EVERY) => {}
             }
             let Some(inner) = backend.upgrade() else { return };
             work(inner).await;

@@ -110,21 +110,29 @@ pub fn runtime() -> Runtime {
 /// Runs one seed.
 #[must_use]
 pub fn run(run: Run) -> Outcome {
+    quietly(|| {
+        let plan = Plan::draw(run);
+        let findings = Findings::default();
+        let found = findings.clone();
+        let outcome = panic::catch_unwind(AssertUnwindSafe(move || life::run(plan, &found)));
+        let mut outcome = outcome.unwrap_or_else(|_| Outcome {
+            steps: 0,
+            crashes: 0,
+            objects: 0,
+            trace: 0,
+            violations: findings.all(),
+        });
+        outcome.violations.extend(take_panics());
+        outcome
+    })
+}
+
+/// Runs a seed, whose panics are findings and not to be printed.
+pub(crate) fn quietly<T>(run: impl FnOnce() -> T) -> T {
     watch_panics();
     take_panics();
     QUIET.set(true);
-    let plan = Plan::draw(run);
-    let findings = Findings::default();
-    let found = findings.clone();
-    let outcome = panic::catch_unwind(AssertUnwindSafe(move || life::run(plan, &found)));
-    let mut outcome = outcome.unwrap_or_else(|_| Outcome {
-        steps: 0,
-        crashes: 0,
-        objects: 0,
-        trace: 0,
-        violations: findings.all(),
-    });
+    let outcome = run();
     QUIET.set(false);
-    outcome.violations.extend(take_panics());
     outcome
 }

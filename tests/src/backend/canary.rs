@@ -1,0 +1,17 @@
+//! Bugs planted in the world, each as if the backend had it. The driver must notice every one of them.
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Canary {
+    /// Manifests come before their fragments: an OSD says a fragment is durable a while before it is.
+    ManifestFirst,
+    /// What OSDs answer is believed.
+    UncheckedFragment,
+    /// The collector does without the guard on epochs.
+    NoEpochGuard,
+    /// A fragment's file goes before the manifest has moved to another.
+    DroppedFirst,
+    /// A put does not look whether its name is free.
+    UnguardedPut,
+    /// A commit whose answer is lost is made by half.
+    HalfCommit,
+}
