@@ -75,7 +75,7 @@ pub fn outcome_of(fault: &Fault) -> Outcome {
     match fault.kind {
         Kind::Unavailable => Outcome::Unknown,
         // Corrupt: what was stored could not be read back.
-        Kind::NoSpace | Kind::Corrupt => Outcome::NotMade,
+        Kind::NoSpace | Kind::Corrupt | Kind::Outdated => Outcome::NotMade,
         Kind::NotFound => Outcome::NoNamespace,
         Kind::AssertFailed => Outcome::Refused,
         Kind::Invalid | Kind::Bug => Outcome::Wrong,
