@@ -217,7 +217,9 @@ async fn make_missing<W: World>(
 /// Gives segments whose header is damaged their place by what their records say, and a new header.
 async fn recognize<F: DiskFile>(files: &mut [FoundFile<F>], config: &BufferConfig) -> Result<()> {
     let known: Vec<u64> = files.iter().filter_map(FoundFile::use_no).collect();
-    // A segment is freed before its header is wiped: the one before the oldest may be either.
+    let begun = first_known_record(files);
+    // A segment is freed before its header is wiped: the one before the oldest may be either. Its number may be lower by more
+    // than one, but its records reach to those of the oldest.
     let oldest = known.iter().min().map_or(0, |oldest| oldest.saturating_sub(1));
     let newest = known.iter().max().map_or(u64::MAX / 2, |newest| newest + 1);
     for found in files.iter_mut().filter(|file| matches!(file.state, Found::Unreadable)) {
@@ -230,7 +232,9 @@ async fn recognize<F: DiskFile>(files: &mut [FoundFile<F>], config: &BufferConfi
         if known.contains(&use_no) || use_no > newest {
             continue;
         }
-        let live = use_no >= oldest;
+        let last = image.records().filter(|record| record.segment_use == use_no).last();
+        let reaches = |begun| last.is_some_and(|last| last.record + 1 >= begun);
+        let live = use_no >= oldest || begun.is_some_and(reaches);
         tracing::error!(
             segment = segment_name(found.number),
             use_no,
@@ -246,6 +250,15 @@ async fn recognize<F: DiskFile>(files: &mut [FoundFile<F>], config: &BufferConfi
         }
     }
     Ok(())
+}
+
+/// Where the records of the oldest segment with a whole header begin.
+fn first_known_record<F>(files: &[FoundFile<F>]) -> Option<u64> {
+    let used = files.iter().filter_map(|file| match file.state {
+        Found::Used(at) => Some(at),
+        Found::Blank | Found::Unreadable | Found::Freed => None,
+    });
+    used.min_by_key(|at| at.use_no)?.first_record
 }
 
 /// Without it the next loss of a header would be one too many.
