@@ -55,5 +55,5 @@ fn canary_a_put_without_guard_is_found() {
 
 #[test]
 fn canary_half_a_commit_is_found() {
-    found_within(60, Canary::HalfCommit);
+    found_within(200, Canary::HalfCommit);
 }

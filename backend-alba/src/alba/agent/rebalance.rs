@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::time::Instant;
 
 use super::Inner;
 use crate::fault::Result;
@@ -14,6 +15,8 @@ use crate::osd::Purpose;
 
 /// Longest pause between two looks.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A pause is taken in steps, so that changed settings count at once, also those that were not read yet when it began.
+const PAUSE_STEP: Duration = Duration::from_secs(1);
 /// After so many moves the OSDs are asked again how full they are.
 const MOVES: u64 = 64;
 /// Fragments looked at in one step.
@@ -22,10 +25,17 @@ const STEP: usize = 64;
 /// Ends with the backend.
 pub(super) async fn run(backend: Weak<Inner>) {
     loop {
-        let Some(inner) = backend.upgrade() else { return };
-        let pause = (inner.agent.settings().tour_interval / 10).min(LONGEST_PAUSE);
-        drop(inner);
-        tokio::time::sleep(pause).await;
+        let begun = Instant::now();
+        loop {
+            let Some(inner) = backend.upgrade() else { return };
+            let pause = (inner.agent.settings().tour_interval / 10).min(LONGEST_PAUSE);
+            drop(inner);
+            let left = pause.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            tokio::time::sleep(left.min(PAUSE_STEP)).await;
+        }
         let mut is_worth_more = true;
         while is_worth_more {
             let Some(inner) = backend.upgrade() else { return };
