@@ -5,7 +5,7 @@
 //! | `OSD` | which OSD it is and whose; locked while in use (see [`Marker`]) |
 //! | `objects/<first two digits>/<fragment id>` | the fragment, then its trailer (see [`crate::trailer`]) |
 //!
-//! Small fragments are files like large ones. Measured with fragments of 4 KiB beside appends to one log with a shared sync, as a
+//! Small fragments are files like large ones. Measured with files of 8 KiB beside appends to one log with a shared sync, as a
 //! table of small values would make them: 114 against 181 a second one at a time, 9,800 against 9,200 with 16 in flight, where
 //! the file system's journal shares its syncs too. Not worth a second kind of place to look in, check and recover.
 //!
