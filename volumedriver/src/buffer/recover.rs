@@ -7,6 +7,7 @@
 //! 3. The highest `durable_record` any record states is the watermark. What is missing or bad up to it is damage. Above it the
 //!    journal ends at the first record that is missing or bad: a torn tail, which nobody was promised. What the disk cannot
 //!    read is no torn tail wherever it lies: that is damage too.
+//!    Where something is damaged, every segment that tells of it is kept: the next opening must come to the same verdict.
 //! 4. The files are synced, so that what is kept is durable, and the next record goes to a fresh segment.
 
 use volumedriver_core::fault::{Fault, Kind, Result};
@@ -105,15 +106,20 @@ pub(super) async fn open<W: World>(
     tail.next_number = next_number;
     tail.resume(journal.last_entry(), journal.durable_record);
     let damaged = !journal.lost.is_empty() || unreadable > 0;
-    if damaged || journal.records.iter().any(|record| !record.bad.is_empty()) {
+    let empty = match damaged || journal.records.iter().any(|record| !record.bad.is_empty()) {
+        true => Empty::Kept,
+        false => Empty::Freed,
+    };
+    if empty == Empty::Kept {
         tail.hold();
     }
-    let replayed = fill_tail(&mut tail, used, journal);
+    let replayed = fill_tail(&mut tail, used, journal, empty);
+    let evidence = !replayed.volumes.is_empty() || replayed.lost.is_some();
     for found in rest {
         let len = found.file.len();
         match found.state {
             // It may hold what is missing: left alone for whoever wants to rescue it.
-            Found::Unreadable if damaged && !replayed.volumes.is_empty() => {
+            Found::Unreadable if damaged && evidence => {
                 tail.add_unusable(Segment::new(found.file, len, Header::Stale));
             }
             Found::Unreadable | Found::Freed => {
@@ -334,21 +340,23 @@ struct Scanned {
     records: Vec<FoundRecord>,
     /// Blocks that cannot be read, per used segment.
     holes: Vec<Vec<u64>>,
+    /// The highest `durable_record` stated: also by records that are shut out. What they say of those before them stays true.
+    durable_record: u64,
 }
 
 /// Records of all segments, each segment's only up to where a later one begins.
 async fn scan_all<F: DiskFile>(used: &[UsedFile<F>]) -> Result<Scanned> {
-    let mut scanned = Scanned { records: Vec::new(), holes: vec![Vec::new(); used.len()] };
+    let holes = vec![Vec::new(); used.len()];
+    let mut scanned = Scanned { records: Vec::new(), holes, durable_record: 0 };
     let mut spare: Option<AlignedBuf> = None;
     for (index, (segment, holes)) in used.iter().zip(&mut scanned.holes).enumerate() {
         let later = used.iter().skip(index + 1).filter_map(|later| later.at.first_record);
         let end = later.min().unwrap_or(u64::MAX);
-        if segment.at.first_record.is_some_and(|first| first >= end) {
-            continue;
-        }
         let mut image = Image::read(&segment.file, spare.take()).await?;
-        let found = scan(index, segment, &mut image).await?.into_iter();
-        scanned.records.extend(found.filter(|record| record.header.record < end));
+        let found = scan(index, segment, &mut image).await?;
+        let stated = found.iter().map(|record| record.header.durable_record).max();
+        scanned.durable_record = scanned.durable_record.max(stated.unwrap_or(0));
+        scanned.records.extend(found.into_iter().filter(|record| record.header.record < end));
         *holes = image.holes;
         spare = Some(image.bytes);
     }
@@ -404,9 +412,7 @@ pub(super) struct Journal {
 
 impl Journal {
     fn decide<F>(used: &[UsedFile<F>], scanned: Scanned) -> Self {
-        let Scanned { records, holes } = scanned;
-        let stated = records.iter().map(|record| record.header.durable_record);
-        let durable_record = stated.max().unwrap_or(0);
+        let Scanned { records, holes, durable_record } = scanned;
         // A segment begun earlier than any record says where the journal begins; failing that, the record itself.
         let begun = used.first().and_then(|oldest| oldest.at.first_record);
         let found = records.first().map(|record| record.header.record);
@@ -474,11 +480,21 @@ fn random_start<W: World>(world: &W) -> u64 {
     low >> 2
 }
 
+/// What becomes of used segments without a surviving record.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Empty {
+    Freed,
+    /// Something is damaged: lost records lay there, or a record that was dropped says that they were durable. The next opening
+    /// must find the same, or it takes the damage for the journal's end.
+    Kept,
+}
+
 /// Hands segments and records over to the tail and gathers what the volumes get to see.
 fn fill_tail<F: DiskFile>(
     tail: &mut Tail<F>,
     used: Vec<UsedFile<F>>,
     journal: Journal,
+    empty: Empty,
 ) -> Replayed {
     let mut dead = Vec::new();
     // Where each used segment is in the tail; `None` for one without a surviving record.
@@ -486,10 +502,15 @@ fn fill_tail<F: DiskFile>(
     for (index, UsedFile { file, at }) in used.into_iter().enumerate() {
         let end = journal.records.iter().rev().find(|record| record.used == index);
         let mut segment = Segment::new(file.clone(), file.len(), Header::Stale);
-        let Some(end) = end.map(FoundRecord::end) else {
-            dead.push(segment);
-            places.push(None);
-            continue;
+        let end = match (end, empty) {
+            (Some(end), _) => end.end(),
+            // Nothing is appended to it.
+            (None, Empty::Kept) => segment.len,
+            (None, Empty::Freed) => {
+                dead.push(segment);
+                places.push(None);
+                continue;
+            }
         };
         segment.use_no = at.use_no;
         segment.first_record = at.first_record.unwrap_or_default();

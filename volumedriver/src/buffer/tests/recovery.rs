@@ -99,6 +99,71 @@ fn a_volume_without_a_later_record_may_be_incomplete() {
     });
 }
 
+/// One record in a segment of its own for each of these volumes, the next one saying that it was durable.
+fn written_in_lives(volumes: &[u8]) -> CrashDisk {
+    let disk = CrashDisk::seeded(2);
+    for (n, of) in volumes.iter().enumerate() {
+        live(&disk, async {
+            let (buffer, _) = open(&disk).await;
+            let before = volumes[..n].iter().filter(|volume| *volume == of).count() as u64;
+            let log = attach(&buffer, *of, n as u64 + 1, before);
+            let (data, crcs) = clusters(n as u64, 1);
+            let (seq, sco, addr) = (Seq(before + 1), ScoSeq(before + 1), ClusterAddr(n as u64));
+            assert!(log.append_data(seq, addr, sco, 0, &crcs, &data).is_some());
+            flush(&buffer).await;
+        });
+        disk.restart();
+    }
+    disk
+}
+
+/// Opens the buffer, lets volume 2 keep what it lost and volume 1 go on, and returns whether records were said to be lost.
+fn opened_and_used(disk: &CrashDisk, seq: u64) -> Option<bool> {
+    let lost = live(disk, async {
+        let opened = Buffer::open(CrashWorld::new(disk.clone()), small_config()).await;
+        let (buffer, replayed) = opened.unwrap_or_else(|fault| panic!("{fault}"));
+        let damage = |found: &ReplayedVolume| found.volume == volume(2) && !found.damage.is_empty();
+        let lost = replayed.lost.is_some() || replayed.volumes.iter().any(damage);
+        if lost {
+            attach(&buffer, 2, 9, 0).keep();
+        }
+        buffer.settle();
+        let log = attach(&buffer, 1, 10 + seq, seq - 1);
+        let (data, crcs) = clusters(100 + seq, 1);
+        let (at, sco) = (ClusterAddr(seq), ScoSeq(seq));
+        assert!(log.append_data(Seq(seq), at, sco, 0, &crcs, &data).is_some());
+        flush(&buffer).await;
+        lost
+    });
+    disk.restart();
+    lost
+}
+
+#[test]
+fn what_is_lost_stays_lost_also_when_its_segment_has_nothing_else() {
+    let disk = written_in_lives(&[2, 1]);
+    let (place, at) = disk.find(&clusters(0, 1).0)[0].clone();
+    disk.damage(&place, at - 4096 + 50);
+    for seq in 2..6 {
+        assert_eq!(opened_and_used(&disk, seq), Some(true), "at the opening before change {seq}");
+    }
+}
+
+#[test]
+fn damage_that_only_a_torn_record_tells_of_is_found_at_every_opening() {
+    for payload in [0, 4096] {
+        let disk = written_in_lives(&[1, 2, 1]);
+        let (place, at) = disk.find(&clusters(1, 1).0)[0].clone();
+        disk.damage(&place, at - 4096 + payload + 50);
+        let (place, at) = disk.find(&clusters(2, 1).0)[0].clone();
+        disk.damage(&place, at + 50);
+        for seq in 2..6 {
+            let lost = opened_and_used(&disk, seq);
+            assert_eq!(lost, Some(true), "payload {payload}: at the opening before change {seq}");
+        }
+    }
+}
+
 #[test]
 fn the_last_record_is_a_torn_tail_when_it_is_bad_and_never_comes_back() {
     let disk = written();
