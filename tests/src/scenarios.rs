@@ -25,6 +25,8 @@ pub const HELD: &[(u32, &str, &str)] = &[
     (9, "tests/crash.rs", "two_starts_without_io_change_nothing"),
     (10, "tests/crash.rs", "kill_9_again_and_again_loses_nothing_flushed"),
     (12, SCENARIOS, "scenario_12_a_truncated_write_buffer_without_a_copy_is_named"),
+    (12, "tests/loss.rs", "damage_in_the_write_buffer_waits_for_the_operator"),
+    (12, "tests/loss.rs", "a_loss_is_accepted_or_not_wherever_a_crash_cuts_it_short"),
     (13, SCENARIOS, "scenario_13_a_torn_journal_tail_is_dropped_and_everything_before_it_kept"),
     (14, SCENARIOS, "scenario_14_a_flipped_bit_in_flushed_journal_data_is_detected"),
     (14, SCENARIOS, "scenario_14_a_misdirected_write_in_the_journal_is_detected"),

@@ -39,7 +39,9 @@ impl Memory {
         match command {
             Command::Create(spec, answer) => drop(answer.send(self.create(spec))),
             Command::List(answer) => drop(answer.send(Ok(self.vdisks.values().cloned().collect()))),
-            Command::Show(name, answer) | Command::Flush(name, answer) => {
+            Command::Show(name, answer)
+            | Command::Flush(name, answer)
+            | Command::AcceptLoss(name, _, answer) => {
                 drop(answer.send(self.find(&name).cloned()));
             }
             Command::Resize(name, size, answer) => {

@@ -69,6 +69,12 @@ impl Engine {
         self.shard.open_patiently(plan.id, plan.settings.clone()).await
     }
 
+    /// Makes what a read-only volume shows its content, and opens it anew.
+    pub async fn accept_loss(&self, plan: &VolumePlan) -> Result<Rc<Volume>> {
+        self.shard.accept_loss(plan.id).await?;
+        self.open_volume(plan).await
+    }
+
     /// Fill and backlog of everything, for a message about something that hangs.
     #[must_use]
     pub fn describe(&self) -> String {

@@ -609,6 +609,24 @@ impl Guest {
         self.settle_for(self.model.borrow_mut().recover(words, kept))
     }
 
+    /// As [`Guest::recover`], after the loss of a cluster was accepted: it may be unreadable, and is written anew.
+    pub async fn recover_without(&self, volume: &Volume, kept: Place, cluster: u64) -> bool {
+        let Some(words) = self.look(volume).await else { return false };
+        let sectors = (self.plan.cluster_size.bytes() / SECTOR) as usize;
+        let lost = Span { first: cluster as usize * sectors, count: sectors };
+        let bad = |n: &usize| words[*n] == UNREADABLE && !(lost.first..lost.end()).contains(n);
+        if let Some(bad) = (0..words.len()).find(bad) {
+            self.complain(Step::Read, format!("P2: sector {bad} cannot be read, {lost:?} is lost"));
+            return false;
+        }
+        if !self.settle_for(self.model.borrow_mut().recover(words, kept)) {
+            return false;
+        }
+        self.write(volume, lost, Fua::Yes).await;
+        // Before that is on the backend, the damaged cluster may come back with it.
+        self.drain(volume).await
+    }
+
     /// As [`Guest::recover`], after the end of the journal decayed: what was flushed may be missing.
     pub async fn recover_torn(&self, volume: &Volume) -> bool {
         let Some(words) = self.look(volume).await else { return false };

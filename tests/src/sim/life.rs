@@ -53,6 +53,8 @@ pub(super) struct Sim {
     /// What decayed since the last life; stays while a volume is read-only because of it.
     decay: RefCell<Option<Decay>>,
     read_only: Cell<bool>,
+    /// The operator began to accept what is lost: per volume, what that is. Stays until all are verified as accepted.
+    accepting: RefCell<Option<Vec<Duty>>>,
     /// An object on the store that is not what it was.
     spoilt: RefCell<Option<Rc<Spoilt>>>,
     /// Number of the present life, from 0.
@@ -89,6 +91,7 @@ pub(super) fn run(plan: Plan, findings: &Findings) -> Outcome {
         opened: RefCell::default(),
         decay: RefCell::default(),
         read_only: Cell::new(false),
+        accepting: RefCell::default(),
         spoilt: RefCell::default(),
         life: Cell::new(0),
         cache_decayed: Default::default(),
@@ -283,9 +286,18 @@ impl Sim {
         }
         if any_read_only {
             // What they hold in the write buffer stays there: the others would soon wait for room.
-            return Ok(());
+            if self.decay.borrow().is_none() || rng.coin() {
+                return Ok(());
+            }
+            if !self.accept_losses(&engine, &mut volumes, &duties).await? {
+                return Ok(());
+            }
         }
-        self.decay.take();
+        if self.decay.take().is_some() {
+            // What decays next is alone again.
+            self.universe.heal(self.serving.get());
+        }
+        self.accepting.take();
         self.sweep(&volumes, rng).await;
         if rng.chance(self.plan.trouble.contests) {
             let before = rng.below(budget + 1);
@@ -333,6 +345,51 @@ impl Sim {
                 Err(fault) => return Err(fault),
             }
         }
+    }
+
+    /// The operator takes what the read-only volumes show for their content; false when something was wrong.
+    async fn accept_losses(
+        &self,
+        engine: &Engine,
+        volumes: &mut [Rc<Volume>],
+        duties: &[Duty],
+    ) -> Result<bool> {
+        if self.universe.broken_writes(self.serving.get()) > 0 {
+            return Ok(false);
+        }
+        self.accepting.borrow_mut().get_or_insert_with(|| duties.to_vec());
+        self.universe.accept_damage();
+        for (n, volume) in volumes.iter_mut().enumerate() {
+            if !matches!(volume.state(), State::ReadOnly(_)) {
+                continue;
+            }
+            let guest = self.guest(n);
+            let Some(shown) = guest.look(volume).await else { return Ok(false) };
+            *volume = match engine.accept_loss(&guest.plan).await {
+                Ok(volume) => volume,
+                // Bits flip on their way, or the disk fails: it stays what it was.
+                Err(fault) if is_passing(&fault) || guest.excuses(Step::Read, &fault) => {
+                    return Ok(false);
+                }
+                Err(fault) => return Err(fault),
+            };
+            if volume.state() != State::Running {
+                let state = volume.state();
+                self.findings.add(format!("P4: {state:?} after its loss was accepted"));
+                return Ok(false);
+            }
+            let Some(found) = guest.look(volume).await else { return Ok(false) };
+            // What was stored before it decayed is whole there.
+            let differs = |(was, is): (&u32, &u32)| was != is && *was != UNREADABLE;
+            if found.len() != shown.len() || shown.iter().zip(&found).any(differs) {
+                self.findings.add("P1: accepting a loss changed what is shown".to_owned());
+            }
+            if !self.verify(n, volume, Duty::GoOn).await {
+                return Ok(false);
+            }
+        }
+        self.read_only.set(false);
+        Ok(!self.is_broken())
     }
 
     /// Small reads of a stretch of each volume, which go through the read cache.
@@ -400,11 +457,17 @@ impl Sim {
     /// Reads the volume and checks it; false when something was wrong.
     async fn verify(&self, n: usize, volume: &Volume, duty: Duty) -> bool {
         let (guest, kept) = (self.guest(n), self.kept[n].get());
+        let accepted = self.accepting.borrow().as_ref().map(|duties| duties[n]);
+        let duty = accepted.unwrap_or(duty);
         if let State::ReadOnly(_) = volume.state() {
             return self.verify_read_only(&guest, volume, duty, kept).await;
         }
         let fine = match duty {
             Duty::GoOnTorn(_) if kept == Place::Journal => guest.recover_torn(volume).await,
+            Duty::NameGap | Duty::Doubt if accepted.is_some() => guest.recover_torn(volume).await,
+            Duty::Name { cluster, shows: false } if accepted.is_some() => {
+                guest.recover_without(volume, kept, cluster).await
+            }
             _ => guest.recover(volume, kept).await,
         };
         self.kept[n].set(Place::Journal);
@@ -420,6 +483,7 @@ impl Sim {
         kept: Place,
     ) -> bool {
         let Some(words) = guest.look(volume).await else { return false };
+        let accepted = self.accepting.borrow().is_some();
         let bad: Vec<usize> = (0..words.len()).filter(|n| words[*n] == UNREADABLE).collect();
         let sectors = (guest.plan.cluster_size.bytes() / 512) as usize;
         let lost: Vec<usize> = match duty {
@@ -429,11 +493,13 @@ impl Sim {
             }
             _ => Vec::new(),
         };
-        if bad != lost {
+        let explained = bad.is_empty() && accepted;
+        if bad != lost && !explained {
             guest.settle_for(Err(format!("P2: sectors {bad:?} cannot be read, {lost:?} are lost")));
         }
         let outcome = match duty {
             Duty::NameGap => guest.model.borrow().clone().recover_torn(words),
+            Duty::Doubt if accepted => guest.model.borrow().clone().recover_torn(words),
             _ => guest.model.borrow().check(words, kept),
         };
         guest.settle_for(outcome);

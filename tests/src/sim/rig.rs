@@ -289,6 +289,15 @@ impl Live {
         Ok((engine, volume))
     }
 
+    /// The same with the volume as it was opened anew.
+    #[must_use]
+    pub fn with_volume(&self, volume: Rc<Volume>) -> Self {
+        let (engine, guest) = (self.engine.clone(), self.guest.clone());
+        let (universe, heir) = (self.universe.clone(), self.heir.clone());
+        let (host, nodes, sizes) = (self.host, self.nodes, self.sizes);
+        Self { engine, volume, guest, universe, host, nodes, sizes, heir }
+    }
+
     /// The other host takes the volume over. This side's guest stands being told so from now on.
     pub async fn take_over(&self) -> Result<Self> {
         let host = 1 - self.host;

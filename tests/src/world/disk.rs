@@ -307,6 +307,11 @@ impl DiskState {
         file.unreadable.insert(at as usize / BLOCK)
     }
 
+    /// What could not be read can be.
+    pub fn heal(&mut self) {
+        self.files.values_mut().for_each(|file| file.unreadable.clear());
+    }
+
     /// Cuts a file off, durably.
     pub fn truncate(&mut self, name: &str, len: u64) -> bool {
         let Some(file) = self.names.get(name).and_then(|id| self.files.get_mut(id)) else {

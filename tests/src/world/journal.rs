@@ -30,7 +30,8 @@ pub(crate) struct Journal {
     /// Every record up to this one came.
     last: Option<u64>,
     stated: u64,
-    seqs: BTreeMap<VolumeId, Seq>,
+    /// Per owner of a volume, its last change.
+    seqs: BTreeMap<(VolumeId, Epoch), Seq>,
     /// Per segment file, whose it is and what it holds since its header was written.
     segments: BTreeMap<u64, (NodeId, Vec<Change>)>,
 }
@@ -137,8 +138,8 @@ impl Journal {
     }
 
     fn check_section(&mut self, section: &Section) -> Option<String> {
-        let Section { volume, previous_seq, .. } = *section;
-        let last = self.seqs.entry(volume).or_insert(previous_seq);
+        let Section { volume, epoch, previous_seq, .. } = *section;
+        let last = self.seqs.entry((volume, epoch)).or_insert(previous_seq);
         if *last != previous_seq {
             return Some(format!(
                 "INV-2: volume {volume} goes from change {last} to {previous_seq}"

@@ -33,6 +33,7 @@ use volumedriver_core::units::{PageNo, ScoId, VolumeId};
 use disk::{DiskState, SimDisk};
 use faults::{Crash, Drive, Faults};
 use journal::Journal;
+use order::Damaged;
 use pages::{PagesState, SimPages};
 use rng::{Rng, mix};
 use store::{SimStore, StoreState};
@@ -56,6 +57,7 @@ pub(crate) struct State {
     pub store: StoreState,
     /// What the world itself saw broken (orders of puts, reused names), in the order it happened.
     pub violations: Vec<String>,
+    pub damaged: Damaged,
     trace: u64,
     next_flight: u64,
 }
@@ -112,6 +114,7 @@ impl Universe {
             hosts: vec![Host::default()],
             store: StoreState::default(),
             violations: Vec::new(),
+            damaged: Damaged::Never,
             trace: mix(seed),
             next_flight: 0,
         };
@@ -243,6 +246,16 @@ impl Universe {
     #[must_use]
     pub fn file_bytes(&self, host: usize, name: &str) -> Vec<u8> {
         self.state().hosts[host].drive(Drive::Buffer).contents(name).unwrap_or_default().to_vec()
+    }
+
+    /// Blocks of a host's files that cannot be read can be again.
+    pub fn heal(&self, host: usize) {
+        self.state().hosts[host].drive(Drive::Buffer).heal();
+    }
+
+    /// From now on the operator accepts that damage reaches the store.
+    pub fn accept_damage(&self) {
+        self.state().damaged = Damaged::Accepted;
     }
 
     /// The file of a host's read cache.

@@ -31,8 +31,22 @@ impl Chain {
     }
 }
 
+/// Whether clusters that do not match their checksum may reach the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Damaged {
+    #[default]
+    Never,
+    /// The operator accepts what is lost.
+    Accepted,
+}
+
 /// Takes note of an object that is being put for the first time; an error says which invariant that breaks.
-pub(crate) fn check_put(space: &mut Namespace, name: &str, body: &[u8]) -> Option<String> {
+pub(crate) fn check_put(
+    space: &mut Namespace,
+    name: &str,
+    body: &[u8],
+    damaged: Damaged,
+) -> Option<String> {
     let outcome = if name.starts_with(names::MANIFEST_PREFIX) {
         check_manifest(space, name, body)
     } else if name.starts_with(names::TLOG_PREFIX) {
@@ -44,7 +58,8 @@ pub(crate) fn check_put(space: &mut Namespace, name: &str, body: &[u8]) -> Optio
                 return Some(format!("the footer says {named}"));
             }
             let sound = clusters.chunks(footer.cluster_size.bytes() as usize).map(ClusterCrc::of);
-            (!sound.eq(footer.crcs())).then(|| "its clusters do not match its footer".to_owned())
+            (damaged == Damaged::Never && !sound.eq(footer.crcs()))
+                .then(|| "its clusters do not match its footer".to_owned())
         })
     } else {
         Ok(None)
@@ -160,9 +175,14 @@ fn contents_of(body: &[u8]) -> Result<(ScoFooter, Vec<u8>)> {
 }
 
 /// Whether these are SCOs of the same clusters, built in other ways: a crash does not remember how.
-pub(crate) fn is_same_sco(name: &str, one: &[u8], other: &[u8]) -> bool {
+pub(crate) fn is_same_sco(name: &str, one: &[u8], other: &[u8], damaged: Damaged) -> bool {
     let both = (contents_of(one), contents_of(other));
-    name.starts_with(names::SCO_PREFIX) && matches!(both, (Ok(one), Ok(other)) if one == other)
+    let same = match damaged {
+        Damaged::Never => matches!(both, (Ok(one), Ok(other)) if one == other),
+        // What was stored before it decayed is the better one.
+        Damaged::Accepted => matches!(both, (Ok(one), Ok(other)) if one.0 == other.0),
+    };
+    name.starts_with(names::SCO_PREFIX) && same
 }
 
 pub(crate) fn footer_of(body: &[u8]) -> Result<ScoFooter> {

@@ -16,6 +16,7 @@ use volumedriver_core::format::names;
 use volumedriver_core::units::VolumeId;
 
 use super::faults::{Canary, StoreFaults, is_in};
+use super::order::Damaged;
 use super::rng::Rng;
 use super::{Link, State, mix, name_word, order};
 
@@ -219,7 +220,7 @@ impl StoreState {
         let space = self.namespaces.entry(namespace.to_owned()).or_default();
         let object = Object { put: body.clone(), body, forged: None, born: Duration::ZERO };
         // What it breaks is intended; what follows is judged by it.
-        let _broken = order::check_put(space, name, &object.body);
+        let _broken = order::check_put(space, name, &object.body, Damaged::Never);
         space.objects.insert(name.to_owned(), object);
     }
 
@@ -288,7 +289,7 @@ impl State {
         let canary = self.faults.canary;
         if let Some(old) = self.store.object(namespace, &name) {
             // Two owners may race for a manifest number: that is the fence. Any other name belongs to one content.
-            let same = old.put == body || order::is_same_sco(&name, &old.put, &body);
+            let same = old.put == body || order::is_same_sco(&name, &old.put, &body, self.damaged);
             if !same && !name.starts_with(names::MANIFEST_PREFIX) {
                 self.violations
                     .push(format!("name reused: {namespace}/{name} was put with other content"));
@@ -301,7 +302,7 @@ impl State {
         let Some(space) = self.store.namespaces.get_mut(namespace) else {
             return Err(Fault::invalid(format!("there is no namespace {namespace}")));
         };
-        self.violations.extend(order::check_put(space, &name, &body));
+        self.violations.extend(order::check_put(space, &name, &body, self.damaged));
         let forging = canary == Some(Canary::UncheckedChecksum);
         let forged = forging.then(|| order::damage_sco(&name, &body, &mut self.rng)).flatten();
         space.objects.insert(name, Object { put: body.clone(), body, forged, born: now });

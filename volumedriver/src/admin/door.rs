@@ -25,6 +25,7 @@ pub enum Command {
     Show(String, Answer<VdiskInfo>),
     Resize(String, ByteCount, Answer<VdiskInfo>),
     Delete(String, Attached, Answer<()>),
+    AcceptLoss(String, Attached, Answer<VdiskInfo>),
     Flush(String, Answer<VdiskInfo>),
     Status(Answer<EngineStatus>),
     Backend(Answer<BackendInfo>),
@@ -69,6 +70,9 @@ impl Engine for Door {
     }
     async fn delete(&self, name: String, attached: Attached) -> Result<()> {
         self.ask(|answer| Command::Delete(name, attached, answer)).await
+    }
+    async fn accept_loss(&self, name: String, attached: Attached) -> Result<VdiskInfo> {
+        self.ask(|answer| Command::AcceptLoss(name, attached, answer)).await
     }
     async fn flush(&self, name: String) -> Result<VdiskInfo> {
         self.ask(|answer| Command::Flush(name, answer)).await

@@ -38,6 +38,12 @@ pub trait Engine: Clone + Send + Sync + 'static {
         size: ByteCount,
     ) -> impl Future<Output = Result<VdiskInfo>> + Send;
     fn delete(&self, name: String, attached: Attached) -> impl Future<Output = Result<()>> + Send;
+    /// Makes what a read-only vDisk shows its content, for good; what was lost stays lost. `Invalid` when it is not read-only.
+    fn accept_loss(
+        &self,
+        name: String,
+        attached: Attached,
+    ) -> impl Future<Output = Result<VdiskInfo>> + Send;
     /// Returns when everything acknowledged so far is on the backend and named by the manifest.
     fn flush(&self, name: String) -> impl Future<Output = Result<VdiskInfo>> + Send;
     fn status(&self) -> impl Future<Output = Result<EngineStatus>> + Send;
@@ -58,7 +64,7 @@ pub struct CreateSpec {
     pub settings: VdiskSettings,
 }
 
-/// Whether a vDisk with clients on it may be deleted.
+/// Whether a vDisk may be taken away from clients on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attached {
     Refuse,

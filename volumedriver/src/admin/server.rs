@@ -14,7 +14,7 @@ use volumedriver_proto::management::management_server::{Management, ManagementSe
 
 use super::convert::{self, status_of};
 use super::live::LiveConfig;
-use super::{Attached, CreateSpec, Engine, EngineStatus};
+use super::{Attached, CreateSpec, Engine, EngineStatus, VdiskInfo, VdiskState};
 use crate::config::{Config, check_vdisk_name, field, holds_two_scos, size};
 use crate::metrics::Metrics;
 
@@ -103,6 +103,21 @@ impl<E: Engine> Management for Service<E> {
         Ok(Response::new(proto::DeleteVdiskReply {}))
     }
 
+    async fn accept_loss(
+        &self,
+        request: Request<proto::AcceptLossRequest>,
+    ) -> Answer<proto::Vdisk> {
+        let proto::AcceptLossRequest { name, confirmed, force } = request.into_inner();
+        if !confirmed {
+            let info = self.engine.show(name.clone()).await.map_err(status_of)?;
+            return Err(status_of(unconfirmed(&info)));
+        }
+        let attached = if force { Attached::Disconnect } else { Attached::Refuse };
+        let info = self.engine.accept_loss(name.clone(), attached).await.map_err(status_of)?;
+        tracing::warn!(vdisk = name, "its loss was accepted");
+        Ok(Response::new(convert::vdisk(info)))
+    }
+
     async fn flush_vdisk(
         &self,
         request: Request<proto::FlushVdiskRequest>,
@@ -186,6 +201,21 @@ impl<E> Service<E> {
             vdisks: status.vdisks.into_iter().map(convert::vdisk).collect(),
         }
     }
+}
+
+/// What an operator should know before accepting a loss.
+fn unconfirmed(info: &VdiskInfo) -> Fault {
+    let name = &info.name;
+    let VdiskState::ReadOnly(why) = &info.state else {
+        return Fault::invalid(format!(
+            "vDisk {name} is not read-only: there is no loss to accept"
+        ));
+    };
+    Fault::invalid(format!(
+        "nothing was changed. vDisk {name} is read-only: {why}. What it shows now becomes its content for good, and what is \
+         lost stays lost; a damaged cluster stays unreadable until it is overwritten. Copy out what you may need, then do it \
+         with --yes"
+    ))
 }
 
 fn create_spec(config: &Config, request: proto::CreateVdiskRequest) -> Result<CreateSpec> {

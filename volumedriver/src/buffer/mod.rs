@@ -53,6 +53,7 @@ use volumedriver_core::units::{
 };
 
 use crate::world::{Disk, World};
+use read::Damaged;
 pub use replay::{Damage, Replayed, ReplayedSco, ReplayedVolume};
 use tail::Tail;
 pub use tail::{Counters, MIN_SEGMENT_BYTES};
@@ -359,16 +360,10 @@ impl<W: World> VolumeLog<W> {
     /// The clusters, verified if they had to be read from a file. `None` when the buffer does not hold all of them.
     /// `Corrupt` names the first damaged cluster.
     pub async fn read(&self, sco: ScoSeq, index: u32, count: u32) -> Result<Option<Vec<Bytes>>> {
-        read::clusters(&self.inner, self.volume, sco, index, count).await
+        read::clusters(&self.inner, self.volume, sco, (index, count), Damaged::Refused).await
     }
 
-    /// All clusters of an SCO in order of their index, for its upload. `Invalid` when the buffer does not hold the SCO.
-    pub async fn sco_data(&self, sco: ScoSeq) -> Result<Vec<Bytes>> {
-        let count = self.inner.tail.borrow().cluster_count(self.volume, sco);
-        self.sco_part(sco, 0, count.unwrap_or_default()).await
-    }
-
-    /// The same, `count` clusters from `first` on.
+    /// `count` clusters of an SCO from `first` on, for its upload. `Invalid` when the buffer does not hold them.
     pub async fn sco_part(&self, sco: ScoSeq, first: u32, count: u32) -> Result<Vec<Bytes>> {
         let known = self.inner.tail.borrow().cluster_count(self.volume, sco).is_some();
         let found = match (known, count) {
@@ -376,12 +371,29 @@ impl<W: World> VolumeLog<W> {
             (true, _) => self.read(sco, first, count).await?,
             (false, _) => None,
         };
-        found.ok_or_else(|| {
-            Fault::invalid(format!(
-                "the write buffer does not hold all of SCO {sco} of volume {}",
-                self.volume
-            ))
-        })
+        found.ok_or_else(|| self.not_held(sco))
+    }
+
+    fn not_held(&self, sco: ScoSeq) -> Fault {
+        let volume = self.volume;
+        Fault::invalid(format!(
+            "the write buffer does not hold all of SCO {sco} of volume {volume}"
+        ))
+    }
+
+    /// As [`VolumeLog::sco_part`], but what is damaged comes as it is: it does not match its checksum.
+    pub async fn sco_part_as_it_is(
+        &self,
+        sco: ScoSeq,
+        first: u32,
+        count: u32,
+    ) -> Result<Vec<Bytes>> {
+        if count == 0 {
+            return self.sco_part(sco, first, 0).await;
+        }
+        let range = (first, count);
+        let found = read::clusters(&self.inner, self.volume, sco, range, Damaged::AsItIs).await?;
+        found.ok_or_else(|| self.not_held(sco))
     }
 
     /// SCOs up to this one are published: what is held of them here may go.

@@ -1,10 +1,13 @@
 //! Clusters back out of the buffer: slices of its memory where it has them, else of the segment files, verified.
+//!
+//! What is damaged is an error; only for a loss that the operator accepts it is handed out as it is, or as zeroes where the disk
+//! cannot read at all. Its checksum tells on.
 
 use std::rc::Rc;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::fault::{Fault, Kind, Result};
 use volumedriver_core::units::{ClusterCrc, ScoSeq, VolumeId};
 
 use super::device;
@@ -17,6 +20,13 @@ use crate::world::World;
 const MAX_READ: u64 = 1 << 20;
 /// Reads of one request under way at a time.
 const READS: usize = 4;
+
+/// What becomes of clusters that do not match their checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Damaged {
+    Refused,
+    AsItIs,
+}
 
 /// One piece of an answer, in order.
 enum Part<W: World> {
@@ -50,8 +60,8 @@ pub(super) async fn clusters<W: World>(
     inner: &Rc<Inner<W>>,
     volume: VolumeId,
     sco: ScoSeq,
-    index: u32,
-    count: u32,
+    (index, count): (u32, u32),
+    damaged: Damaged,
 ) -> Result<Option<Vec<Bytes>>> {
     let Some(parts) = plan(inner, volume, sco, index, count) else { return Ok(None) };
     let loads = stream::iter(parts).map(|part| async move {
@@ -59,7 +69,13 @@ pub(super) async fn clusters<W: World>(
             Part::Memory(slices) => {
                 Ok(slices.into_iter().map(AreaSlice::into_bytes).collect::<Vec<_>>())
             }
-            Part::File(read) => Ok(vec![read.load().await?]),
+            Part::File(read) => {
+                let loaded = match damaged {
+                    Damaged::Refused => read.load().await,
+                    Damaged::AsItIs => read.load_as_it_is().await,
+                };
+                Ok(vec![loaded?])
+            }
         }
     });
     let loaded: Vec<Vec<Bytes>> = loads.buffered(READS).try_collect().await?;
@@ -122,6 +138,24 @@ impl<W: World> FileRead<W> {
         }
         let index = self.first_bad(&bytes).unwrap_or(self.piece.first_index);
         Err(about(Fault::corrupt(format!("cluster {index} does not match its checksum"))))
+    }
+
+    /// As [`FileRead::load`], whatever state it is in.
+    async fn load_as_it_is(self) -> Result<Bytes> {
+        let cluster_bytes = self.cluster_bytes as usize;
+        let mut all = Vec::with_capacity(self.piece.crcs.len() * cluster_bytes);
+        for (n, crc) in (0..).zip(&self.piece.crcs) {
+            let offset = self.piece.offset + n * self.cluster_bytes;
+            let is_good = |bytes: &[u8]| ClusterCrc::of(bytes) == *crc;
+            match device::read_good(&self.file, cluster_bytes, offset, is_good).await {
+                Ok((bytes, _)) => all.extend_from_slice(&bytes),
+                Err(fault) if fault.kind == Kind::Corrupt => {
+                    all.resize(all.len() + cluster_bytes, 0);
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(all.into())
     }
 
     /// Index of the first cluster that does not match its checksum.

@@ -238,6 +238,9 @@ impl Host {
             Command::Delete(name, attached, answer) => {
                 answer.send(self.delete(&name, attached).await).is_err()
             }
+            Command::AcceptLoss(name, attached, answer) => {
+                answer.send(self.accept_loss(&name, attached).await).is_err()
+            }
             Command::Flush(name, answer) => answer.send(self.flush(&name).await).is_err(),
             Command::Status(answer) => answer.send(Ok(self.status())).is_err(),
             Command::Backend(answer) => answer.send(Ok(self.backend().await)).is_err(),
@@ -330,12 +333,7 @@ impl Host {
     async fn delete(&self, name: &str, attached: Attached) -> Result<()> {
         let _one_at_a_time = self.names.lock().await;
         let known = self.known(name)?;
-        let connections = self.directory.connections(name);
-        if attached == Attached::Refuse && connections > 0 {
-            return Err(Fault::invalid(format!(
-                "vDisk {name} has {connections} connections; disconnect them, or delete with --force"
-            )));
-        }
+        self.check_detached(name, attached, "delete")?;
         if let Some(volume) = self.shard.get(known.id) {
             volume.confirm_owner().await?;
         }
@@ -354,6 +352,30 @@ impl Host {
             outcome => outcome?,
         }
         self.registry.remove(name).await
+    }
+
+    async fn accept_loss(self: &Rc<Self>, name: &str, attached: Attached) -> Result<VdiskInfo> {
+        let _one_at_a_time = self.names.lock().await;
+        let known = self.known(name)?;
+        self.volume(name)?;
+        self.check_detached(name, attached, "accept the loss")?;
+        self.shard.accept_loss(known.id).await?;
+        self.desk.hide(known.id);
+        let entry = Entry { name: name.to_owned(), id: known.id, standing: Standing::Present };
+        self.announce(&entry);
+        self.clone().open_one(entry).await;
+        let volume = self.volume(name)?;
+        Ok(self.info_of(name, &volume))
+    }
+
+    fn check_detached(&self, name: &str, attached: Attached, to_do: &str) -> Result<()> {
+        let connections = self.directory.connections(name);
+        if attached == Attached::Refuse && connections > 0 {
+            return Err(Fault::invalid(format!(
+                "vDisk {name} has {connections} connections; disconnect them, or {to_do} with --force"
+            )));
+        }
+        Ok(())
     }
 
     async fn flush(&self, name: &str) -> Result<VdiskInfo> {

@@ -7,7 +7,7 @@ mod handle;
 mod tick;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +59,8 @@ pub struct Shard<W: World> {
     replayed: RefCell<HashMap<VolumeId, ReplayedVolume>>,
     /// What the write buffer lost and cannot say of which volume.
     lost: Option<Damage>,
+    /// Volumes whose loss the operator accepted.
+    accepted: RefCell<HashSet<VolumeId>>,
     closed: Notify,
 }
 
@@ -84,6 +86,7 @@ impl<W: World> Shard<W> {
             volumes: RefCell::default(),
             replayed: RefCell::new(replayed),
             lost,
+            accepted: RefCell::default(),
             closed: Notify::new(),
         });
         shard.shared.world.spawn(tick::run(Rc::downgrade(&shard)));
@@ -141,7 +144,8 @@ impl<W: World> Shard<W> {
         if let Some(open) = self.get(id) {
             return Ok(open);
         }
-        let mut left = Left { replayed: self.replayed.borrow_mut().remove(&id), lost };
+        let replayed = self.replayed.borrow_mut().remove(&id);
+        let mut left = Left { replayed, lost, accepted: self.accepted.borrow().contains(&id) };
         let opened = Volume::open(self.shared.clone(), id, settings, &mut left).await;
         match opened {
             Ok(volume) => {
@@ -195,6 +199,19 @@ impl<W: World> Shard<W> {
         self.shared.backend.forget(id);
         self.shared.world.pages().drop_volume(id).await?;
         self.shared.world.store().delete_namespace(&names::namespace(id)).await
+    }
+
+    /// Makes what a read-only volume shows its content, and closes it: it is to be opened anew.
+    pub async fn accept_loss(&self, id: VolumeId) -> Result<()> {
+        let Some(volume) = self.get(id) else {
+            return Err(Fault::unavailable(format!("volume {id} is not open")));
+        };
+        volume.accept_loss().await?;
+        self.volumes.borrow_mut().remove(&id);
+        volume.close().await;
+        self.shared.buffer.forget(id);
+        self.accepted.borrow_mut().insert(id);
+        Ok(())
     }
 
     /// Closes all volumes, the buffer and the cache. With `drain` everything is uploaded first, within that time; what is not stays

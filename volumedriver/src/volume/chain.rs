@@ -226,21 +226,8 @@ pub async fn take_over<W: World>(
     let namespace = names::namespace(volume);
     loop {
         let no = found.head.next();
-        let epoch = found.shape.openings.last().map_or(Epoch(1), |o| o.epoch.next());
-        let opened = ShapeChange::Opened(Opening { epoch, no, node });
-        let mut shape = found.shape.clone();
-        shape.apply(no, &opened)?;
-        let manifest = next_manifest(volume, epoch, node, no, &shape, vec![opened]);
-        match put_certainly(
-            world,
-            &namespace,
-            &names::manifest(no),
-            vec![manifest.encode()],
-            || false,
-        )
-        .await
-        {
-            Ok(()) => return Ok(Found { head: no, shape }),
+        match follow(world, volume, node, found.clone(), || false).await {
+            Ok(taken) => return Ok(taken),
             Err(fault) if fault.kind == Kind::Fenced => {
                 found = load(world, volume).await?.unwrap_or(found);
                 if found.head < no {
@@ -252,6 +239,25 @@ pub async fn take_over<W: World>(
             Err(fault) => return Err(fault),
         }
     }
+}
+
+/// Takes the epoch after `found` for `node`. `Fenced`: there is a manifest after it already.
+pub(super) async fn follow<W: World>(
+    world: &W,
+    volume: VolumeId,
+    node: NodeId,
+    found: Found,
+    closing: impl Fn() -> bool,
+) -> Result<Found> {
+    let Found { head, mut shape } = found;
+    let no = head.next();
+    let epoch = shape.openings.last().map_or(Epoch(1), |o| o.epoch.next());
+    let opened = ShapeChange::Opened(Opening { epoch, no, node });
+    shape.apply(no, &opened)?;
+    let manifest = next_manifest(volume, epoch, node, no, &shape, vec![opened]);
+    let (namespace, name) = (names::namespace(volume), names::manifest(no));
+    put_certainly(world, &namespace, &name, vec![manifest.encode()], closing).await?;
+    Ok(Found { head: no, shape })
 }
 
 /// Manifest `no` with these changes, or the whole of `shape` (which has them applied) when a checkpoint is due.

@@ -8,6 +8,7 @@ mod backend;
 pub mod chain;
 mod checkpoint;
 mod flush;
+mod loss;
 mod open;
 mod pages;
 mod read;
@@ -32,6 +33,7 @@ use volumedriver_core::volume::Volume as Core;
 use volumedriver_core::volume::credits::Credits;
 
 pub use backend::{Backend, Most};
+pub use loss::NOBODY;
 pub use open::{Left, Spec, create};
 
 use crate::buffer::{Buffer, VolumeLog};
@@ -123,6 +125,8 @@ pub struct Volume<W: World> {
     /// Keys that SCOs of the volume are encrypted with.
     keys: RefCell<BTreeSet<KeyId>>,
     space: RefCell<Space>,
+    /// The operator accepts what is lost: damaged clusters are uploaded as they are.
+    accepting: Cell<bool>,
 }
 
 impl<W: World> Volume<W> {

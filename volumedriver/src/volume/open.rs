@@ -10,13 +10,14 @@ use std::rc::Rc;
 
 use tokio::sync::{Notify, Semaphore};
 use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::format::change::Mark;
 use volumedriver_core::format::framed::KeyId;
 use volumedriver_core::format::manifest::{Body, Manifest, Opening, Shape, check_volume_name};
 use volumedriver_core::format::names;
 use volumedriver_core::map::Map;
 use volumedriver_core::units::{
-    ByteCount, ClusterSize, Epoch, MAX_VOLUME_BYTES, ManifestNo, NodeId, ScoSeq, Seq, TlogNo,
-    VolumeId,
+    ByteCount, ClusterAddr, ClusterCount, ClusterSize, Epoch, MAX_VOLUME_BYTES, ManifestNo, NodeId,
+    ScoSeq, Seq, TlogNo, VolumeId,
 };
 use volumedriver_core::volume::Volume as Core;
 
@@ -96,6 +97,16 @@ pub struct Left {
     pub replayed: Option<ReplayedVolume>,
     /// What is lost and may have been of any volume; of no interest with `replayed`, which knows its own.
     pub lost: Option<Damage>,
+    /// The operator accepted what this volume lost.
+    pub accepted: bool,
+}
+
+/// Whose the volume was until now, as far as the write buffer has traces of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Past {
+    Ours,
+    /// There are traces, and they are obsolete.
+    Others,
 }
 
 impl<W: World> Volume<W> {
@@ -119,7 +130,9 @@ impl<W: World> Volume<W> {
         let volume = Rc::new(Self::assemble(shared, id, settings, found, applied));
         *volume.keys.borrow_mut() = keys;
         volume.apply_tlogs(applied).await?;
-        volume.take_back(std::mem::take(left));
+        if volume.take_back(std::mem::take(left)) == Past::Others {
+            volume.begin_anew().await;
+        }
         if volume.uploads_ended.borrow().is_none() {
             volume.shared.world.spawn(volume.clone().run_uploader());
         }
@@ -167,6 +180,7 @@ impl<W: World> Volume<W> {
             uploader_done: Notify::new(),
             keys: RefCell::default(),
             space: RefCell::default(),
+            accepting: Cell::new(false),
         }
     }
 
@@ -184,13 +198,18 @@ impl<W: World> Volume<W> {
     }
 
     /// Takes back the changes the write buffer holds beyond the manifest.
-    fn take_back(&self, left: Left) {
-        let Left { replayed, lost } = left;
+    fn take_back(&self, left: Left) -> Past {
+        let Left { replayed, lost, accepted } = left;
+        let ours = self.was_ours_before() && !accepted;
+        let past = match ours || (replayed.is_none() && lost.is_none() && !accepted) {
+            true => Past::Ours,
+            false => Past::Others,
+        };
         let Some(replayed) = replayed else {
-            if let Some(lost) = lost.filter(|_| self.was_ours_before()) {
+            if let Some(lost) = lost.filter(|_| ours) {
                 self.keep_damage(format!("flushed data may be lost: {}", lost.message));
             }
-            return;
+            return past;
         };
         let published = self.core.borrow().shape().last_sco;
         self.log.dispose(published);
@@ -199,7 +218,7 @@ impl<W: World> Volume<W> {
         let published = self.published_seq.get();
         let relevant = |d: &&Damage| {
             let unpublished = d.seqs.is_none_or(|(_, last)| last > published);
-            unpublished && d.epoch.is_none_or(|epoch| self.is_ours_since(epoch))
+            unpublished && d.epoch.map_or(ours, |epoch| self.is_ours_since(epoch))
         };
         let damage = replayed.damage.iter().filter(relevant).map(|d| d.message.clone());
         let mut all: Vec<String> = damage.collect();
@@ -213,6 +232,40 @@ impl<W: World> Volume<W> {
             let all = all.join("; ");
             self.keep_damage(format!("flushed data in the write buffer is damaged: {all}"));
         }
+        past
+    }
+
+    /// Says in the journal that the volume goes on from its manifest: records lost before this have nothing of it.
+    async fn begin_anew(&self) {
+        if self.state() != State::Running {
+            return;
+        }
+        let published = self.core.borrow().shape().last_sco;
+        let appended = match published {
+            // Nothing was ever published, so it is empty: a hole in it is none.
+            ScoSeq(0) => self.punch_first(),
+            // This seal of what was published long ago says nothing but that the volume was here.
+            _ => self.log.append_seal(published, 0),
+        };
+        self.log.dispose(published);
+        let flushed = self.shared.buffer.flush().await;
+        if appended.is_none() || flushed.is_err() {
+            let vdisk = &self.name;
+            tracing::warn!(vdisk, "no room in the write buffer to say that the vDisk begins anew");
+        }
+    }
+
+    fn punch_first(&self) -> Option<()> {
+        let mut core = self.core.borrow_mut();
+        if core.has_open_changes() {
+            return Some(());
+        }
+        let (addr, count) = (ClusterAddr(0), ClusterCount(1));
+        let plan = core.plan_mark(addr, count, Mark::Hole);
+        self.log.append_mark(plan.seq, addr, count, Mark::Hole, plan.sco.seq)?;
+        core.commit_mark(plan);
+        self.note_open();
+        Some(())
     }
 
     /// The volume stays as it is until the operator decides. Nothing of it is uploaded: an SCO with a gap must not get a name

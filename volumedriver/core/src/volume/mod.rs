@@ -275,6 +275,19 @@ impl Volume {
         self.sealed.push_back(SealedSco { id: ScoId { epoch, seq }, entries, crcs });
     }
 
+    /// Ends what is not sealed; nothing follows it. Otherwise the last sealed SCO may lack its end (a seal tells of clusters, not
+    /// of trims) and be on the backend with it: so that one gets a name of this epoch, too. Whether an SCO was ended.
+    pub fn end_log(&mut self) -> bool {
+        if self.has_open_changes() {
+            self.commit_seal();
+            return true;
+        }
+        if let Some(last) = self.sealed.back_mut() {
+            last.id.epoch = self.epoch;
+        }
+        false
+    }
+
     /// The sealed SCOs in log order; the uploader keeps its own place in them.
     #[must_use]
     pub fn next_upload(&self, after: ScoSeq) -> Option<&SealedSco> {
@@ -346,7 +359,7 @@ impl Volume {
         let expected = self.open.id.seq;
         if self.has_open_changes() || id.seq != expected || self.is_used_up() {
             return Err(Fault::corrupt(format!(
-                "the write buffer holds SCO {id} where position {expected} must come next"
+                "the write buffer holds SCO {id} where position {expected} must come next; what was between is lost"
             )));
         }
         if id.epoch >= self.epoch {

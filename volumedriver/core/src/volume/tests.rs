@@ -78,6 +78,33 @@ fn who_seals_an_sco_gives_it_its_name() {
     assert_eq!(names, [of_first(1), ScoId { epoch: Epoch(2), seq: ScoSeq(2) }]);
 }
 
+/// A seal counts clusters: of an SCO sealed earlier a trim may be missing at its end, which is on the backend perhaps.
+#[test]
+fn where_the_log_ends_nothing_keeps_an_earlier_owners_name() {
+    let change = |seq: u64| Change {
+        seq: Seq(seq),
+        addr: ClusterAddr(seq),
+        count: ClusterCount(1),
+        kind: ChangeKind::Data { first_index: 0, crcs: vec![ClusterCrc(7)] },
+    };
+    let id = |seq| ScoId { epoch: Epoch(1), seq: ScoSeq(seq) };
+    let names = |v: &Volume| v.oldest_sealed(9).map(|sco| sco.id().epoch.0).collect::<Vec<_>>();
+    let mut v = volume();
+    v.replay(id(1), &[change(1)]).expect("in order");
+    v.commit_seal_of(Epoch(1));
+    v.replay(id(2), &[change(2)]).expect("in order");
+    v.commit_seal_of(Epoch(1));
+    assert!(!v.end_log());
+    assert_eq!(names(&v), [1, 2]);
+    let mut v = volume();
+    v.replay(id(1), &[change(1)]).expect("in order");
+    v.commit_seal_of(Epoch(1));
+    v.replay(id(2), &[change(2)]).expect("in order");
+    assert!(v.end_log());
+    assert_eq!(names(&v), [1, 2]);
+    assert!(!volume().end_log());
+}
+
 #[test]
 fn a_full_sco_is_sealed_and_operations_are_never_split() {
     let mut v = volume();

@@ -96,6 +96,16 @@ pub enum VdiskCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Take a vDisk that is read-only for damage back into use as it is shown now; what is lost stays lost
+    AcceptLoss {
+        name: String,
+        /// Do it; without, say what would be accepted
+        #[arg(long)]
+        yes: bool,
+        /// Also when clients are attached
+        #[arg(long)]
+        force: bool,
+    },
     /// Wait until everything written so far is on the backend
     Flush { name: String },
 }

@@ -29,6 +29,9 @@ pub async fn run(mut client: Client, command: VdiskCommand) -> Result<Report, St
         VdiskCommand::Flush { name } => {
             client.flush_vdisk(proto::FlushVdiskRequest { name }).await?
         }
+        VdiskCommand::AcceptLoss { name, yes, force } => {
+            client.accept_loss(proto::AcceptLossRequest { name, confirmed: yes, force }).await?
+        }
         VdiskCommand::List => return list(client).await,
         VdiskCommand::Delete { name, force } => return delete(client, name, force).await,
     };
