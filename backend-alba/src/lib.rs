@@ -1,7 +1,7 @@
 //! An object backend: namespaces of immutable objects with put-if-absent, verified range reads and conditional sequences.
 //!
 //! Pure: [`manifest`], [`trailer`], [`name`], [`preset`], [`erasure`], [`recovery`], `placement`, `health`, [`maintenance`].
-//! Waiting: [`osd`] (directories), [`nsm`] (tables), [`alba`] (the API, used by the gRPC server and in-process alike),
+//! Waiting: [`osd`] (directories, disks behind gRPC, buckets, other ALBAs), [`nsm`] (tables), [`alba`] (the API, used by the gRPC server and in-process alike),
 //! `net` (sockets, TLS), [`server`].
 
 pub mod alba;
@@ -22,8 +22,8 @@ pub mod server;
 pub mod trailer;
 
 pub use alba::{
-    Alba, Config, GivenOsd, OsdPlace, Parts, Presets, Recovered, Status, Upload, give_up_the_rest,
-    recover,
+    Alba, Config, Elsewhere, GivenOsd, OsdGiven, OsdPlace, Parts, Presets, Recovered, Status,
+    Upload, give_up_the_rest, recover,
 };
 pub use fault::{Fault, Kind, Result};
 pub use nsm::etcd::EtcdPlace;

@@ -43,19 +43,29 @@ impl Server {
     /// racing writers now and then both win.
     #[must_use]
     pub fn moto() -> Self {
-        const ONE_THREAD: &str = "import sys\n\
+        Self::moto_with("False")
+    }
+
+    fn moto_with(threaded: &str) -> Self {
+        const SERVER: &str = "import sys\n\
             from werkzeug.serving import run_simple\n\
             from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app\n\
             app = DomainDispatcherApplication(create_backend_app)\n\
-            run_simple('127.0.0.1', int(sys.argv[1]), app, threaded=False)";
+            run_simple('127.0.0.1', int(sys.argv[1]), app, threaded=sys.argv[2] == 'True')";
         let port = free_port();
         let mut command = Command::new(installed("moto/bin/python"));
-        command.args(["-c", ONE_THREAD, &port.to_string()]);
+        command.args(["-c", SERVER, &port.to_string(), threaded]);
         let server = Self::start(command, scratch(), port);
         Tool::new("curl")
             .args(&["-sSf", "-X", "PUT", &format!("{}/{BUCKET}", server.http())])
             .run();
         server
+    }
+
+    /// moto as it comes: with as many threads as there are requests.
+    #[must_use]
+    pub fn moto_of_many_threads() -> Self {
+        Self::moto_with("True")
     }
 
     /// s3s-fs: files in a directory; racing writers may all win.

@@ -5,10 +5,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::fault::{Fault, Result};
-use crate::net::{Address, Tls};
+use crate::net::Tls;
 use crate::nsm::LOCAL_NODE;
 use crate::nsm::etcd::EtcdPlace;
-use crate::osd::Limits;
+use crate::osd::{self, Limits, Place};
 use crate::preset;
 
 /// How a backend is opened. [`Config::new`] gives the defaults.
@@ -36,8 +36,9 @@ pub struct Config {
     pub open_count: usize,
     /// No directory of its own when none is given: OSDs are claimed.
     pub only_claimed: bool,
-    /// ASDs that are left of a backend whose NSM is lost, besides the directories; only for its recovery.
-    pub asds: Vec<Address>,
+    /// OSDs that any process can reach, besides the directories: claimed at the start if nobody has them. For a recovery,
+    /// those that are left.
+    pub elsewhere: Vec<Elsewhere>,
     /// For connections to OSDs over TCP: what we show them and whom we trust. Plain without.
     pub tls: Option<Tls>,
     /// Most bytes of objects' files on each OSD; default: what its file system has.
@@ -66,7 +67,7 @@ impl Config {
             osd_thread_count: 8,
             open_count: 256,
             only_claimed: false,
-            asds: Vec::new(),
+            elsewhere: Vec::new(),
             tls: None,
             osd_capacity_bytes: None,
             reserve_percent: Limits::default().reserve_percent,
@@ -77,7 +78,7 @@ impl Config {
 
     pub(super) fn places(&self) -> Vec<OsdPlace> {
         match &self.osds[..] {
-            [] if self.only_claimed => Vec::new(),
+            [] if self.only_claimed || !self.elsewhere.is_empty() => Vec::new(),
             [] => vec![OsdPlace::new(self.data_dir.join("osd"))],
             given => given.to_vec(),
         }
@@ -114,28 +115,88 @@ impl OsdPlace {
 impl FromStr for OsdPlace {
     type Err = Fault;
     fn from_str(text: &str) -> Result<Self> {
-        let mut parts = text.split(',');
-        let path = parts.next().filter(|path| !path.is_empty());
-        let path =
-            path.ok_or_else(|| Fault::invalid(format!("OSD {text:?} names no directory")))?;
-        let mut place = Self::new(path);
-        for part in parts {
-            match part.split_once('=') {
-                Some(("node", name)) => {
-                    preset::check_word("node", name)?;
-                    place.node = name.into();
-                }
-                Some(("label", name)) => place.labels.push(name.into()),
-                _ => {
-                    return Err(Fault::invalid(format!(
-                        "OSD {text:?}: {part:?} is neither node=NAME nor label=NAME"
-                    )));
-                }
+        let (path, node, labels) = parts_of(text)?;
+        let place = Self::new(path);
+        Ok(Self { node: node.unwrap_or(place.node), labels, ..place })
+    }
+}
+
+/// An OSD that any process can reach. As text: `URL[,node=NAME][,label=NAME]...`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    pub place: Place,
+    /// The failure domain of one that does not say it itself.
+    pub node: Option<String>,
+    pub labels: Vec<String>,
+}
+
+impl Elsewhere {
+    #[must_use]
+    pub fn at(place: Place) -> Self {
+        Self { place, node: None, labels: Vec::new() }
+    }
+
+    pub fn new(place: Place, node: Option<String>, labels: Vec<String>) -> Result<Self> {
+        node.iter().try_for_each(|node| preset::check_word("node", node))?;
+        preset::check_labels(&labels)?;
+        Ok(Self { place, node, labels })
+    }
+}
+
+/// An OSD as it is given: a directory, or the URL of one that any process can reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OsdGiven {
+    Directory(OsdPlace),
+    Elsewhere(Elsewhere),
+}
+
+impl FromStr for OsdGiven {
+    type Err = Fault;
+    fn from_str(text: &str) -> Result<Self> {
+        if !osd::is_anywhere(text) {
+            return text.parse().map(Self::Directory);
+        }
+        let (url, node, labels) = parts_of(text)?;
+        Elsewhere::new(url.parse()?, node, labels).map(Self::Elsewhere)
+    }
+}
+
+impl Config {
+    /// With these OSDs too.
+    #[must_use]
+    pub fn with_osds(mut self, given: Vec<OsdGiven>) -> Self {
+        for osd in given {
+            match osd {
+                OsdGiven::Directory(place) => self.osds.push(place),
+                OsdGiven::Elsewhere(elsewhere) => self.elsewhere.push(elsewhere),
             }
         }
-        preset::check_labels(&place.labels)?;
-        Ok(place)
+        self
     }
+}
+
+/// `PLACE[,node=NAME][,label=NAME]...`
+fn parts_of(text: &str) -> Result<(&str, Option<String>, Vec<String>)> {
+    let mut parts = text.split(',');
+    let place = parts.next().filter(|place| !place.is_empty());
+    let place = place.ok_or_else(|| Fault::invalid(format!("OSD {text:?} names no directory")))?;
+    let (mut node, mut labels) = (None, Vec::new());
+    for part in parts {
+        match part.split_once('=') {
+            Some(("node", name)) => {
+                preset::check_word("node", name)?;
+                node = Some(name.to_owned());
+            }
+            Some(("label", name)) => labels.push(name.to_owned()),
+            _ => {
+                return Err(Fault::invalid(format!(
+                    "OSD {text:?}: {part:?} is neither node=NAME nor label=NAME"
+                )));
+            }
+        }
+    }
+    preset::check_labels(&labels)?;
+    Ok((place, node, labels))
 }
 
 #[cfg(test)]
@@ -158,5 +219,20 @@ mod tests {
             let fault = text.parse::<OsdPlace>().unwrap_err();
             assert!(fault.message.contains(part), "{text}: {fault}");
         }
+    }
+
+    #[test]
+    fn directories_and_urls_are_told_apart() {
+        let given: OsdGiven = "s3://bucket/a,node=paris,label=cold".parse().unwrap();
+        let OsdGiven::Elsewhere(elsewhere) = given else { panic!("{given:?}") };
+        assert_eq!(elsewhere.place.to_string(), "s3://bucket/a");
+        assert_eq!((elsewhere.node.as_deref(), elsewhere.labels.len()), (Some("paris"), 1));
+        assert!(matches!("s3/a,node=x".parse().unwrap(), OsdGiven::Directory(_)));
+        for (text, part) in [("s3://bucket,rack=1", "\"rack=1\""), ("s3://b", "bucket \"b\"")] {
+            let fault = text.parse::<OsdGiven>().unwrap_err();
+            assert!(fault.message.contains(part), "{text}: {fault}");
+        }
+        let config = Config::new("/d").with_osds(vec![OsdGiven::Elsewhere(elsewhere)]);
+        assert!(config.places().is_empty(), "no directory of its own beside it");
     }
 }

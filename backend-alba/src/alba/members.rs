@@ -9,12 +9,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::osds::{Member, Present};
-use super::{Alba, Inner, OsdPlace};
-use crate::fault::{Fault, Result};
+use super::{Alba, Elsewhere, Inner, OsdPlace};
+use crate::fault::{Fault, Kind, Result};
 use crate::name::OsdId;
-use crate::net::Address;
 use crate::nsm::{OsdRecord, OsdRole};
-use crate::osd::{self, Described, Directory, Local, Remote};
+use crate::osd::{self, Claimed, Described, Directory, Local, Place};
 
 /// Records are looked at so often.
 const EVERY: Duration = Duration::from_secs(3);
@@ -104,21 +103,43 @@ fn repeat<F: Future<Output = ()> + Send + 'static>(
 }
 
 impl Alba {
-    /// Makes the OSD that listens there the backend's; one that it has already is noted where it is now. `Invalid`, with
-    /// its name, when another backend has it.
-    pub async fn claim_osd(&self, address: &str) -> Result<OsdId> {
-        let inner = &self.inner;
-        let address = osd::asd_address(address)?;
-        let tls = inner.config.tls.as_ref();
-        let said = osd::describe(&address, tls).await?;
-        let remote = Remote::new((said.id, inner.id), address.clone(), tls)?;
-        remote.claim().await?;
-        let (path, node) = (place(&address), said.node.clone());
-        let record = OsdRecord { path, node, labels: said.labels, role: OsdRole::Active };
-        inner.nsm.note_osd(said.id, record).await?;
-        locked(&inner.watch.announced).remove(&said.id);
-        inner.refresh_osds().await?;
-        Ok(said.id)
+    /// Makes the OSD at this place the backend's; one that it has already is noted where it is now. `Invalid`, with its
+    /// name, when another backend has it.
+    pub async fn claim_osd(&self, place: &str) -> Result<OsdId> {
+        self.claim_osd_as(&Elsewhere::at(place.parse()?)).await
+    }
+
+    /// The same, on the given node and with the given labels where it does not say them itself.
+    pub async fn claim_osd_as(&self, osd: &Elsewhere) -> Result<OsdId> {
+        self.inner.claim(osd).await
+    }
+
+    /// Those given at the start. One that is out of reach is tried again and again; what cannot be right is an error.
+    pub(super) async fn claim_given(&self, given: Vec<Elsewhere>) -> Result<()> {
+        let mut missing = Vec::new();
+        for osd in given {
+            match self.inner.claim(&osd).await {
+                Ok(_) => {}
+                Err(fault) if fault.kind == Kind::Unavailable => {
+                    tracing::warn!(%fault, "going on without an OSD");
+                    missing.push(osd);
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let missing = Arc::new(Mutex::new(missing));
+        repeat(&self.inner, move |inner| {
+            let missing = missing.clone();
+            async move {
+                let waiting = std::mem::take(&mut *locked(&missing));
+                let still = inner.claim_missing(waiting).await;
+                *locked(&missing) = still;
+            }
+        });
+        Ok(())
     }
 
     /// An OSD listens there: it is remembered for a while, for whoever wants to claim it.
@@ -131,7 +152,7 @@ impl Alba {
         if announced.len() >= MAX_ANNOUNCED && !announced.contains_key(&said.id) {
             return Err(Fault::unavailable("too many OSDs announce themselves"));
         }
-        let place = place(&address);
+        let place = Place::Asd(address).to_string();
         announced.insert(said.id, Announced { said, place, at: now });
         Ok(())
     }
@@ -180,11 +201,31 @@ impl Alba {
     }
 }
 
-fn place(address: &Address) -> String {
-    format!("asd://{address}")
-}
-
 impl Inner {
+    async fn claim(&self, osd: &Elsewhere) -> Result<OsdId> {
+        let (fresh, tls) = (OsdId(self.outside.bytes()), self.config.tls.as_ref());
+        let said = (osd.node.as_deref(), &osd.labels[..]);
+        let claimed = osd.place.claim((fresh, self.id), said, tls).await?;
+        let (Claimed { id, node, labels }, path) = (claimed, osd.place.to_string());
+        self.nsm.note_osd(id, OsdRecord { path, node, labels, role: OsdRole::Active }).await?;
+        locked(&self.watch.announced).remove(&id);
+        self.refresh_osds().await?;
+        Ok(id)
+    }
+
+    /// Those that are out of reach still.
+    async fn claim_missing(&self, waiting: Vec<Elsewhere>) -> Vec<Elsewhere> {
+        let mut still = Vec::new();
+        for osd in waiting {
+            match self.claim(&osd).await {
+                Ok(id) => tracing::info!(place = %osd.place, %id, "an OSD is there"),
+                Err(fault) if fault.kind == Kind::Unavailable => still.push(osd),
+                Err(fault) => tracing::warn!(%fault, "an OSD that was given is not used"),
+            }
+        }
+        still
+    }
+
     /// For whoever meets an OSD that is not known here: perhaps it came lately.
     pub(super) async fn meet_osds(&self, ids: impl IntoIterator<Item = OsdId>) {
         if ids.into_iter().all(|id| self.osds.get(id).is_ok()) {

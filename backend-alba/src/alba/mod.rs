@@ -54,7 +54,7 @@ use repair::Notice;
 pub use admin::Presets;
 pub use agent::{Safety, SafetyLine};
 pub use blocking::Threads;
-pub use config::{Config, OsdPlace};
+pub use config::{Config, Elsewhere, OsdGiven, OsdPlace};
 pub use get::Reader;
 pub use members::{Candidate, Purged};
 pub use open::Parts;
@@ -117,8 +117,13 @@ pub enum Update {
 impl Alba {
     /// Opens or creates a backend and starts its background work on the runtime this is awaited on.
     pub async fn open(config: Config) -> Result<Self> {
-        let places = config.places();
-        open::in_directory(config, places, osds::directories).await
+        let (places, elsewhere) = (config.places(), config.elsewhere.clone());
+        let alba = open::in_directory(config, places, osds::directories).await?;
+        if let Err(fault) = alba.claim_given(elsewhere).await {
+            alba.close().await;
+            return Err(fault);
+        }
+        Ok(alba)
     }
 
     /// A backend of parts that are there already, with its background work on the runtime this is awaited on.

@@ -15,14 +15,14 @@ use super::remember::Remembered;
 use super::{Alba, Config, Inner, OsdPlace, collect, repair};
 use crate::fault::{Fault, Result};
 use crate::name::AlbaId;
-use crate::net::{Address, Tls};
+use crate::net::Tls;
 use crate::nsm::Nsm;
 use crate::nsm::etcd::{Etcd, EtcdPlace};
 use crate::nsm::identity::{self, Founding, Joined};
 use crate::nsm::kv::Kv;
 use crate::nsm::rebuild;
 use crate::nsm::rocks::Rocks;
-use crate::osd::{self, Described, Remote, Space};
+use crate::osd::{Claimed, Place, Space};
 use crate::outside::Outside;
 use crate::preset;
 
@@ -129,7 +129,7 @@ struct Opened {
 
 async fn start(opened: Opened) -> Result<Alba> {
     let Opened { config, id, nsm, osds, watch, outside, blocking, local } = opened;
-    let is_single = osds.count() == 1;
+    let is_single = osds.count() + config.elsewhere.len() == 1;
     nsm.ensure_presets(if is_single { preset::SINGLE } else { preset::DEFAULT }).await?;
     let (notices, noticed) = mpsc::channel(repair::NOTICES);
     let (data_dir, nsm_space) = local.unzip();
@@ -190,8 +190,8 @@ pub(super) struct Lost {
 pub(super) async fn for_recovery(config: Config) -> Result<Lost> {
     let blocking = Blocking::new(&config, Threads::Blocking);
     let (path, places) = (config.data_dir.clone(), config.places());
-    let asds = described(&config).await?;
-    let known = asds.iter().find_map(|(_, said)| said.owner);
+    let elsewhere = described(&config).await?;
+    let known = elsewhere.iter().find_map(|(_, _, owner)| *owner);
     let open = move || {
         let data_dir = DataDir::open(&path)?;
         let id = match data_dir.id.or(known) {
@@ -223,28 +223,38 @@ pub(super) async fn for_recovery(config: Config) -> Result<Lost> {
             osds.len()
         )));
     }
-    for (address, said) in asds {
-        osds.push(given_asd(id, address, said, tls.as_ref())?);
+    for (place, said, owner) in elsewhere {
+        osds.push(given_osd(id, (&place, owner), said, tls.as_ref())?);
     }
     Ok(Lost { id, osds, tables, data_dir, kind, blocking })
 }
 
-/// What the ASDs say that are given for a recovery.
-async fn described(config: &Config) -> Result<Vec<(Address, Described)>> {
+type Found = (Place, Claimed, Option<AlbaId>);
+
+/// What the OSDs say that are given for a recovery and any process can reach.
+async fn described(config: &Config) -> Result<Vec<Found>> {
     let mut all = Vec::new();
-    for address in &config.asds {
-        all.push((address.clone(), osd::describe(address, config.tls.as_ref()).await?));
+    for osd in &config.elsewhere {
+        let (said, owner) = osd.place.described(config.tls.as_ref()).await?;
+        let node = osd.node.clone().unwrap_or(said.node);
+        let labels = if osd.labels.is_empty() { said.labels } else { osd.labels.clone() };
+        all.push((osd.place.clone(), Claimed { node, labels, ..said }, owner));
     }
     Ok(all)
 }
 
-fn given_asd(id: AlbaId, address: Address, said: Described, tls: Option<&Tls>) -> Result<GivenOsd> {
-    if said.owner != Some(id) {
-        let owner = said.owner.map_or("no backend".into(), |owner| format!("backend {owner}"));
-        let message = format!("OSD {} at {address} belongs to {owner}, not to {id}", said.id);
+fn given_osd(
+    id: AlbaId,
+    (place, owner): (&Place, Option<AlbaId>),
+    said: Claimed,
+    tls: Option<&Tls>,
+) -> Result<GivenOsd> {
+    if owner != Some(id) {
+        let owner = owner.map_or("no backend".into(), |owner| format!("backend {owner}"));
+        let message = format!("OSD {} at {place} belongs to {owner}, not to {id}", said.id);
         return Err(Fault::invalid(message));
     }
-    let osd = Box::new(Remote::new((said.id, id), address, tls)?);
+    let osd = place.connect((said.id, id), tls)?;
     Ok(GivenOsd { osd, node: said.node, labels: said.labels })
 }
 

@@ -122,6 +122,11 @@ impl Upload {
         matches!(self.state, State::Exists)
     }
 
+    /// What arrives must match this checksum, whatever was said at the beginning.
+    pub fn expect(&mut self, crc: u32) {
+        self.crc = Some(crc);
+    }
+
     /// The next bytes; returns once there is room for more.
     pub async fn push(&mut self, piece: Bytes) -> Result<()> {
         if self.exists() {

@@ -11,7 +11,7 @@ mod tls;
 use std::path::PathBuf;
 
 use backend_alba::server::Address;
-use backend_alba::{EtcdPlace, OsdPlace};
+use backend_alba::{EtcdPlace, OsdGiven};
 use clap::{Args, Parser, Subcommand};
 use volumedriver_proto::alba_admin::TaskKind;
 
@@ -100,10 +100,11 @@ struct ServeOptions {
     /// namespaces spread over them. Without any, RocksDB in the data directory.
     #[arg(long = "nsm", value_name = "etcd://HOST:PORT[,HOST:PORT]...[/PREFIX]")]
     nsm: Vec<EtcdPlace>,
-    /// A directory for objects; may be repeated. Without any, `osd` in the data directory. Nodes are failure domains;
-    /// directories without one share one.
-    #[arg(long = "osd", value_name = "DIR[,node=NAME][,label=NAME]...")]
-    osds: Vec<OsdPlace>,
+    /// A directory for objects, or the URL of an OSD that is claimed at the start: asd://HOST:PORT,
+    /// s3://BUCKET/PREFIX?endpoint=URL&credentials=FILE, alba://HOST:PORT/NAMESPACE?preset=NAME; may be repeated. Without
+    /// any, `osd` in the data directory. Nodes are failure domains; directories without one share one.
+    #[arg(long = "osd", value_name = "DIR|URL[,node=NAME][,label=NAME]...")]
+    osds: Vec<OsdGiven>,
     /// No directory of its own: all OSDs are claimed (`alba osd claim`).
     #[arg(long, conflicts_with = "osds")]
     no_osd: bool,

@@ -18,8 +18,16 @@ pub(super) enum OsdCommand {
     },
     /// Make an OSD the backend's and use it. Claiming one it has already notes where it is now.
     Claim {
-        /// Where `alba asd` listens: HOST:PORT or unix:PATH.
+        /// Where `alba asd` listens: HOST:PORT or unix:PATH. Or a bucket: s3://BUCKET/PREFIX?endpoint=URL&credentials=FILE; or a
+        /// namespace of another ALBA: alba://HOST:PORT/NAMESPACE?preset=NAME.
+        #[arg(value_name = "ADDRESS|URL")]
         address: String,
+        /// The failure domain of a bucket or another ALBA; default: a name made from the bucket's or the address.
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
+        /// What presets can ask of a bucket or another ALBA; may be repeated.
+        #[arg(long = "label", value_name = "LABEL")]
+        labels: Vec<String>,
         #[command(flatten)]
         server: ServerOptions,
     },
@@ -59,8 +67,9 @@ fn client(server: &ServerOptions) -> Result<AlbaOsdsClient<Channel>, String> {
 pub(super) async fn run(command: OsdCommand) -> Result<(), String> {
     match command {
         OsdCommand::List { server } => list(&server).await,
-        OsdCommand::Claim { address, server } => {
-            let request = wire::ClaimOsdRequest { address };
+        OsdCommand::Claim { address, node, labels, server } => {
+            let node = node.unwrap_or_default();
+            let request = wire::ClaimOsdRequest { address, node, labels };
             let claimed = client(&server)?.claim_osd(request).await.map_err(told)?.into_inner();
             if server.json {
                 return print_json(&json!({ "osd_id": claimed.osd_id }));
@@ -109,12 +118,23 @@ async fn list(server: &ServerOptions) -> Result<(), String> {
     print(&table(&rows))
 }
 
-const COLUMNS: [&str; 9] =
-    ["OSD", "STANDING", "ROLE", "STATE", "NODE", "LABELS", "USED/CAPACITY", "PLACE", "REASON"];
+const COLUMNS: [&str; 10] = [
+    "OSD",
+    "KIND",
+    "STANDING",
+    "ROLE",
+    "STATE",
+    "NODE",
+    "LABELS",
+    "USED/CAPACITY",
+    "PLACE",
+    "REASON",
+];
 
 fn row(osd: &wire::ListedOsd) -> Vec<String> {
     vec![
         osd.osd_id.clone(),
+        osd.kind.clone(),
         standing_name(osd.standing()).into(),
         role_name(osd.role()).into(),
         osd.state.clone(),
@@ -128,7 +148,7 @@ fn row(osd: &wire::ListedOsd) -> Vec<String> {
 
 fn as_json(osd: &wire::ListedOsd) -> Value {
     json!({
-        "osd_id": osd.osd_id, "standing": standing_name(osd.standing()),
+        "osd_id": osd.osd_id, "kind": osd.kind, "standing": standing_name(osd.standing()),
         "role": role_name(osd.role()), "state": osd.state, "reason": osd.reason,
         "node": osd.node, "labels": osd.labels, "place": osd.place,
         "capacity_bytes": osd.capacity_bytes, "used_bytes": osd.used_bytes,

@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
+use backend_alba::osd::Place;
 use backend_alba::recovery::{Contested, Incomplete};
 use backend_alba::server::Address;
-use backend_alba::{Config, EtcdPlace, OsdPlace, Recovered, Result, give_up_the_rest, recover};
+use backend_alba::{
+    Config, Elsewhere, EtcdPlace, OsdGiven, Recovered, Result, give_up_the_rest, recover,
+};
 use clap::Args;
 use serde_json::json;
 
@@ -21,9 +24,10 @@ pub struct RecoverOptions {
     /// The cluster of etcd that is to have the metadata, empty; may be repeated. Without any, RocksDB in the data directory.
     #[arg(long = "nsm", value_name = "etcd://HOST:PORT[,HOST:PORT]...[/PREFIX]")]
     nsm: Vec<EtcdPlace>,
-    /// An OSD of the backend; may be repeated: all that are left. Without any and without ASDs, `osd` in the data directory.
-    #[arg(long = "osd", value_name = "DIR[,node=NAME][,label=NAME]...")]
-    osds: Vec<OsdPlace>,
+    /// An OSD of the backend, a directory or URL; may be repeated: all that are left. Without any and without ASDs, `osd` in
+    /// the data directory.
+    #[arg(long = "osd", value_name = "DIR|URL[,node=NAME][,label=NAME]...")]
+    osds: Vec<OsdGiven>,
     /// An ASD of the backend, HOST:PORT or unix:PATH; may be repeated.
     #[arg(long = "asd", value_name = "ADDRESS")]
     asds: Vec<Address>,
@@ -40,8 +44,9 @@ pub struct RecoverOptions {
 pub(super) async fn run(options: RecoverOptions) -> Result<()> {
     let tls = options.tls.load()?;
     let RecoverOptions { data_dir, nsm, osds, asds, give_up_the_rest: give_up, json, .. } = options;
-    let only_claimed = !asds.is_empty();
-    let config = Config { nsm, osds, only_claimed, asds, tls, ..Config::new(data_dir) };
+    let elsewhere = asds.into_iter().map(|address| Elsewhere::at(Place::Asd(address))).collect();
+    let config = Config { nsm, elsewhere, tls, ..Config::new(data_dir) };
+    let config = config.with_osds(osds);
     if give_up {
         give_up_the_rest(config).await?;
         if json {

@@ -16,12 +16,12 @@ pub(super) async fn run(options: ServeOptions) -> Result<()> {
     let ServeOptions { data_dir, nsm, osds, no_osd, osd_capacity, listen: address, .. } = options;
     let config = Config {
         nsm,
-        osds,
         only_claimed: no_osd,
         tls: tls.clone(),
         osd_capacity_bytes: osd_capacity,
         ..Config::new(data_dir)
     };
+    let config = config.with_osds(osds);
     let alba = Alba::open(config).await?;
     let server = Server::bind(&address, tls).await?;
     announce(&server)?;
@@ -31,7 +31,8 @@ pub(super) async fn run(options: ServeOptions) -> Result<()> {
 }
 
 pub(super) fn log() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let usual = || EnvFilter::new("info,aws_config=warn");
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| usual());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
 }
 

@@ -107,7 +107,7 @@ impl Marker {
     }
 }
 
-fn foreign(owner: AlbaId, alba: AlbaId) -> Fault {
+pub(super) fn foreign(owner: AlbaId, alba: AlbaId) -> Fault {
     Fault::invalid(format!("it belongs to backend {owner}, not to {alba}"))
 }
 
@@ -123,15 +123,19 @@ fn write(root: &Path, id: OsdId, owner: Option<AlbaId>, is_first: bool) -> Resul
     if !is_at(&file, &draft)? || (is_first && name.exists()) {
         return Err(in_use());
     }
-    let owner = owner.map_or(String::new(), |alba| format!("alba {alba}\n"));
     file.set_len(0).map_err(io)?;
-    file.write_all(format!("{HEAD}\nosd {id}\n{owner}").as_bytes()).map_err(io)?;
+    file.write_all(text(id, owner).as_bytes()).map_err(io)?;
     file.sync_all().and_then(|()| fs::rename(&draft, &name)).map_err(io)?;
     sync_dir(root).map_err(io)?;
     Ok(file)
 }
 
-fn parse(text: &str) -> Result<(OsdId, Option<AlbaId>)> {
+pub(super) fn text(id: OsdId, owner: Option<AlbaId>) -> String {
+    let owner = owner.map_or(String::new(), |alba| format!("alba {alba}\n"));
+    format!("{HEAD}\nosd {id}\n{owner}")
+}
+
+pub(super) fn parse(text: &str) -> Result<(OsdId, Option<AlbaId>)> {
     let mut lines = text.lines();
     if lines.next() != Some(HEAD) {
         return Err(Fault::invalid(format!("its marker file does not begin with {HEAD:?}")));

@@ -1,14 +1,21 @@
-//! OSDs: where fragments are kept. One trait for every kind: a local directory, a disk behind gRPC (`alba asd`).
+//! OSDs: where fragments are kept. One trait for every kind: a local directory, a disk behind gRPC (`alba asd`), a bucket,
+//! a namespace of another ALBA.
 //!
 //! A fragment is written once, read by verified ranges, and removed; its id is never used twice. What an OSD answers is
 //! checked by whoever asked: an OSD may lie.
 
 mod asd;
+mod bucket;
+pub mod conformance;
 mod directory;
+mod far;
 mod gate;
 mod local;
 mod marker;
+mod objects;
+mod patience;
 mod place;
+mod query;
 mod read;
 mod remote;
 mod room;
@@ -30,7 +37,7 @@ pub use asd::Asd;
 pub use directory::Directory;
 pub use gate::Priority;
 pub use local::{Bare, Local, Ownership};
-pub use place::{asd_address, connect};
+pub use place::{Claimed, Place, asd_address, connect, is_anywhere, kind};
 pub use remote::{Described, Remote, describe};
 pub use room::{Limits, Purpose, Room, Space};
 pub use unreachable::Unreachable;

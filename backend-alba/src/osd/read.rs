@@ -79,6 +79,18 @@ pub(super) fn check(block_crcs: &[u32], start: u64, blocks: &[u8]) -> Result<()>
     Ok(())
 }
 
+/// The checksum of a fragment of this length whose blocks have these.
+pub(super) fn combined(block_crcs: &[u32], len: u64) -> u32 {
+    let mut whole = Hasher::new();
+    let mut left = len;
+    for crc in block_crcs {
+        let block = left.min(BLOCK_BYTES);
+        whole.combine(&Hasher::new_with_initial_len(*crc, block));
+        left -= block;
+    }
+    whole.finalize()
+}
+
 /// The trailer of a file. `None` when it is missing.
 pub(super) fn describe(path: &Path) -> Result<Option<Trailer>> {
     match OpenOptions::new().read(true).open(path) {

@@ -22,7 +22,8 @@ use wire::osd_client::OsdClient;
 use wire::write_request::Part as Message;
 use wire::write_response::State;
 
-use super::read::check;
+use super::patience::{DEADLINE, SLOW_DEADLINE, for_bytes};
+use super::read::{check, combined};
 use super::{Fragment, FragmentWriter, Osd, Priority, Purpose, Room, Title, Wanted};
 use crate::fault::{Fault, Kind, Result};
 use crate::name::{AlbaId, FragmentId, OsdId};
@@ -30,12 +31,6 @@ use crate::net::{Address, Chunks, MAX_MESSAGE_BYTES, Tls, endpoint, explain};
 use crate::preset;
 use crate::trailer::{BLOCK_BYTES, Trailer, blocks_of};
 
-/// A call that moves no bytes ends within this time.
-const DEADLINE: Duration = Duration::from_secs(10);
-/// One that does has this much more for each MiB: it is late below 2 MiB/s.
-const DEADLINE_PER_MIB: Duration = Duration::from_millis(500);
-/// A fragment is durable, or a folder listed, within this time.
-const SLOW_DEADLINE: Duration = Duration::from_secs(60);
 /// What it says of its room is believed for so long: not every put must ask.
 const ROOM_FOR: Duration = Duration::from_millis(500);
 /// Chunks between the writer of a fragment and its stream.
@@ -107,11 +102,6 @@ async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T, Stat
             Err(Fault::unavailable(format!("it did not answer within {} s", deadline.as_secs())))
         }
     }
-}
-
-fn for_bytes(deadline: Duration, len: u64) -> Duration {
-    let mib = u32::try_from(len >> 20).unwrap_or(u32::MAX);
-    deadline.saturating_add(DEADLINE_PER_MIB.saturating_mul(mib))
 }
 
 /// An OSD that fails in whatever way is one to be read around.
@@ -505,18 +495,6 @@ impl Fragment for RemoteFragment {
     fn is_removed(&self) -> bool {
         self.is_removed.load(Ordering::Relaxed)
     }
-}
-
-/// The checksum of a fragment of this length whose blocks have these.
-fn combined(block_crcs: &[u32], len: u64) -> u32 {
-    let mut whole = Hasher::new();
-    let mut left = len;
-    for crc in block_crcs {
-        let block = left.min(BLOCK_BYTES);
-        whole.combine(&Hasher::new_with_initial_len(*crc, block));
-        left -= block;
-    }
-    whole.finalize()
 }
 
 fn as_priority(priority: Priority) -> i32 {

@@ -47,7 +47,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    fn reserve(&self, capacity: u64) -> u64 {
+    pub(super) fn reserve(&self, capacity: u64) -> u64 {
         let part = capacity / 100 * self.reserve_percent;
         let least = LEAST_RESERVE_BYTES.min(capacity / LARGEST_SHARE);
         part.max(least).min(self.reserve_bytes)

@@ -76,6 +76,13 @@ fn pieces_of_any_alignment_come_back_as_written() {
     }
 }
 
+#[tokio::test]
+async fn a_directory_conforms() {
+    let dir = tempfile::tempdir().unwrap();
+    let directory = Directory::open(dir.path(), AlbaId::random(), LIMITS).unwrap();
+    conformance::conforms(&Local::new(directory, 4)).await;
+}
+
 #[test]
 fn lengths_around_blocks_and_pages() {
     let dir = tempfile::tempdir().unwrap();

@@ -33,10 +33,9 @@ const PREALLOCATE_BYTES: u64 = 64 << 20;
 /// A file being written; removed when dropped before [`ObjectWriter::keep`].
 #[derive(Debug)]
 pub struct ObjectWriter {
-    trailer: Trailer,
+    draft: Draft,
     path: PathBuf,
     file: File,
-    sums: Sums,
     sink: Sink,
     allocated: u64,
     is_kept: bool,
@@ -53,32 +52,16 @@ impl ObjectWriter {
         }
         let file =
             options.open(&path).map_err(|e| Fault::io("cannot create a fragment's file", e))?;
-        let trailer = Trailer {
-            id: title.file,
-            len: title.part.layout.fragment_len(),
-            crc: 0,
-            created_ms: title.created_ms,
-            namespace: title.namespace.to_string(),
-            name: title.name.to_string(),
-            part: title.part,
-            block_crcs: Vec::new(),
-        };
-        let sink = Sink::new(if direct { ALIGN as usize } else { 1 });
-        let (sums, allocated, is_kept) = (Sums::default(), 0, false);
-        let mut writer = Self { trailer, path, file, sums, sink, allocated, is_kept, taken };
+        let (draft, sink) = (Draft::of(title), Sink::new(if direct { ALIGN as usize } else { 1 }));
+        let (allocated, is_kept) = (0, false);
+        let mut writer = Self { draft, path, file, sink, allocated, is_kept, taken };
         writer.preallocate()?;
         Ok(writer)
     }
 
     /// The next bytes of the fragment.
     pub fn append(&mut self, pieces: &[Bytes]) -> Result<()> {
-        for piece in pieces {
-            self.sums.add(piece);
-        }
-        if self.sums.len > self.trailer.len {
-            let (given, announced) = (self.sums.len, self.trailer.len);
-            return Err(Fault::invalid(format!("{given} bytes given, {announced} announced")));
-        }
+        self.draft.add(pieces)?;
         self.preallocate()?;
         let written = self.sink.write(&self.file, pieces.iter().map(|piece| &piece[..]));
         written.map_err(|e| Fault::io("cannot write a fragment's file", e))
@@ -87,14 +70,7 @@ impl ObjectWriter {
     /// Writes the trailer and makes the file durable with its name; returns the CRC-32 of the fragment. `None` for an object
     /// whose checksum is that of the fragment.
     pub fn finish(&mut self, object_crc: Option<u32>) -> Result<u32> {
-        if self.sums.len != self.trailer.len {
-            let (given, announced) = (self.sums.len, self.trailer.len);
-            return Err(Fault::invalid(format!("{given} bytes given, {announced} announced")));
-        }
-        let sums = std::mem::take(&mut self.sums);
-        (self.trailer.crc, self.trailer.block_crcs) = sums.finish();
-        self.trailer.part.object_crc = object_crc.unwrap_or(self.trailer.crc);
-        let end = self.trailer.encode();
+        let (crc, end) = self.draft.finish(object_crc)?;
         let io = |e| Fault::io("cannot write a fragment's file", e);
         self.sink.write(&self.file, [&end[..]].into_iter()).map_err(io)?;
         self.sink.drain(&self.file).map_err(io)?;
@@ -102,7 +78,7 @@ impl ObjectWriter {
         let folder =
             self.path.parent().ok_or_else(|| Fault::bug("a fragment's file has no folder"))?;
         sync_dir(folder).map_err(io)?;
-        Ok(self.trailer.crc)
+        Ok(crc)
     }
 
     /// The file stays: a manifest names it (or may name it).
@@ -113,8 +89,9 @@ impl ObjectWriter {
 
     fn preallocate(&mut self) -> Result<()> {
         // The trailer is left to the last write: it is small.
-        let ahead = (self.sums.len + PREALLOCATE_BYTES).min(self.trailer.len);
-        if ahead <= self.allocated || (self.allocated > 0 && self.sums.len < self.allocated) {
+        let (len, whole) = (self.draft.sums.len, self.draft.trailer.len);
+        let ahead = (len + PREALLOCATE_BYTES).min(whole);
+        if ahead <= self.allocated || (self.allocated > 0 && len < self.allocated) {
             return Ok(());
         }
         let grown = ahead - self.allocated;
@@ -141,6 +118,51 @@ impl Drop for ObjectWriter {
         {
             tracing::warn!(path = %self.path.display(), %error, "an unfinished object's file stays until the next start");
         }
+    }
+}
+
+/// What a fragment being written says of itself at the end, on every kind of OSD.
+#[derive(Debug)]
+pub(super) struct Draft {
+    trailer: Trailer,
+    sums: Sums,
+}
+
+impl Draft {
+    pub(super) fn of(title: &Title) -> Self {
+        let trailer = Trailer {
+            id: title.file,
+            len: title.part.layout.fragment_len(),
+            crc: 0,
+            created_ms: title.created_ms,
+            namespace: title.namespace.to_string(),
+            name: title.name.to_string(),
+            part: title.part,
+            block_crcs: Vec::new(),
+        };
+        Self { trailer, sums: Sums::default() }
+    }
+
+    /// The next bytes of the fragment. `Invalid` when they are more than it has.
+    pub(super) fn add(&mut self, pieces: &[Bytes]) -> Result<()> {
+        pieces.iter().for_each(|piece| self.sums.add(piece));
+        if self.sums.len > self.trailer.len { Err(self.miscounted()) } else { Ok(()) }
+    }
+
+    /// The fragment's checksum, and all that follows its bytes. `Invalid` when there were not as many as it has.
+    pub(super) fn finish(&mut self, object_crc: Option<u32>) -> Result<(u32, Vec<u8>)> {
+        if self.sums.len != self.trailer.len {
+            return Err(self.miscounted());
+        }
+        let sums = std::mem::take(&mut self.sums);
+        (self.trailer.crc, self.trailer.block_crcs) = sums.finish();
+        self.trailer.part.object_crc = object_crc.unwrap_or(self.trailer.crc);
+        Ok((self.trailer.crc, self.trailer.encode()))
+    }
+
+    fn miscounted(&self) -> Fault {
+        let (given, announced) = (self.sums.len, self.trailer.len);
+        Fault::invalid(format!("{given} bytes given, {announced} announced"))
     }
 }
 

@@ -74,10 +74,21 @@ async fn receive_chunks(
     upload: &mut Upload,
     len: u64,
 ) -> Result<(), Status> {
-    let mut left = len;
+    let (mut left, mut is_ended) = (len, false);
     while let Some(part) = next_part(parts).await? {
-        let wire::put_request::Part::Chunk(chunk) = part else {
-            return Err(Status::invalid_argument("a put with two headers"));
+        let chunk = match part {
+            wire::put_request::Part::Chunk(chunk) if !is_ended => chunk,
+            wire::put_request::Part::Crc32(crc) if !is_ended => {
+                upload.expect(crc);
+                is_ended = true;
+                continue;
+            }
+            wire::put_request::Part::Header(_) => {
+                return Err(Status::invalid_argument("a put with two headers"));
+            }
+            wire::put_request::Part::Chunk(_) | wire::put_request::Part::Crc32(_) => {
+                return Err(Status::invalid_argument("a put goes on after its checksum"));
+            }
         };
         let size = chunk.len() as u64;
         if size > CHUNK_BYTES {
@@ -101,7 +112,7 @@ async fn next_part(
         None => Ok(None),
         Some(wire::PutRequest { part: Some(part) }) => Ok(Some(part)),
         Some(wire::PutRequest { part: None }) => {
-            Err(Status::invalid_argument("a put message that is neither header nor chunk"))
+            Err(Status::invalid_argument("a put message with nothing in it"))
         }
     }
 }

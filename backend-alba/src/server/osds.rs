@@ -4,10 +4,11 @@ use tonic::{Request, Response, Status};
 use volumedriver_proto::alba_osds as wire;
 use wire::alba_osds_server::{AlbaOsds as Service, AlbaOsdsServer};
 
-use crate::alba::{Alba, Candidate, OsdState, OsdStatus};
+use crate::alba::{Alba, Candidate, Elsewhere, OsdState, OsdStatus};
 use crate::fault::{Fault, Kind, Result};
 use crate::name::OsdId;
 use crate::nsm::OsdRole;
+use crate::osd::kind;
 
 #[derive(Clone)]
 pub(super) struct OsdsService {
@@ -36,7 +37,10 @@ impl Service for OsdsService {
         &self,
         request: Request<wire::ClaimOsdRequest>,
     ) -> Result<Response<wire::ClaimOsdResponse>, Status> {
-        let claimed = self.alba.claim_osd(&request.into_inner().address).await;
+        let wire::ClaimOsdRequest { address, node, labels } = request.into_inner();
+        let node = (!node.is_empty()).then_some(node);
+        let given = Elsewhere::new(address.parse()?, node, labels)?;
+        let claimed = self.alba.claim_osd_as(&given).await;
         let osd_id = claimed.map_err(refused)?.to_string();
         Ok(Response::new(wire::ClaimOsdResponse { osd_id }))
     }
@@ -103,9 +107,11 @@ fn claimed(osd: OsdStatus) -> wire::ListedOsd {
         OsdRole::Disabled => wire::Role::Disabled,
         OsdRole::Decommissioning => wire::Role::Decommissioning,
     };
+    let place = osd.path.to_string_lossy().into_owned();
     wire::ListedOsd {
         osd_id: osd.id.to_string(),
-        place: osd.path.to_string_lossy().into_owned(),
+        kind: kind(&place).into(),
+        place,
         node: osd.node,
         labels: osd.labels,
         standing: wire::Standing::Claimed.into(),
@@ -126,6 +132,7 @@ fn candidate(candidate: Candidate) -> wire::ListedOsd {
     let reason = said.owner.map(|owner| format!("belongs to backend {owner}"));
     wire::ListedOsd {
         osd_id: said.id.to_string(),
+        kind: kind(&candidate.place).into(),
         place: candidate.place,
         node: said.node,
         labels: said.labels,

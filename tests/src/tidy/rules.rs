@@ -67,8 +67,8 @@ const WIRING: &[&str] = &["main", "lib", "serve"];
 
 /// Crates (and modules of std) with the only places that may name them, as path prefixes.
 const PLACES: &[(&str, &[&str])] = &[
-    ("aws_config", &["volumedriver/src/store/s3"]),
-    ("aws_sdk_s3", &["volumedriver/src/store/s3"]),
+    ("aws_config", &["volumedriver/src/store/s3", "backend-alba/src/osd/bucket"]),
+    ("aws_sdk_s3", &["volumedriver/src/store/s3", "backend-alba/src/osd/bucket"]),
     ("etcd_client", &["volumedriver/src/cluster", "backend-alba/"]),
     ("rocksdb", &["volumedriver/src/local", "backend-alba/"]),
     (

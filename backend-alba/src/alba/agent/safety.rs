@@ -39,6 +39,8 @@ impl Alba {
             }
             world.dead.insert(*osd);
         }
+        // One that was claimed through another server is not silent for that.
+        inner.meet_osds(world.nodes.keys().copied()).await;
         for osd in world.nodes.keys().copied().collect::<Vec<OsdId>>() {
             let is_silent = match inner.osds.get(osd) {
                 Ok(member) => {

@@ -193,8 +193,9 @@ async fn a_lost_nsm_is_rebuilt_from_asds() {
     fs::remove_dir_all(dir.path().join("data/nsm")).unwrap();
     // One of three is lost too.
     disks[2].stop().await;
-    let asds: Vec<Address> = disks[..2].iter().map(|disk| disk.address.clone()).collect();
-    let config = Config { only_claimed: true, asds, ..Config::new(dir.path().join("data")) };
+    let at = |disk: &Disk| Elsewhere::at(crate::osd::Place::Asd(disk.address.clone()));
+    let elsewhere = disks[..2].iter().map(at).collect();
+    let config = Config { only_claimed: true, elsewhere, ..Config::new(dir.path().join("data")) };
     let recovered = crate::recover(config.clone()).await.unwrap();
     assert_eq!((recovered.id, recovered.osds), (id, 2));
     assert_eq!((recovered.outcome.objects.len(), recovered.damaged.len()), (3, 0));
@@ -205,8 +206,8 @@ async fn a_lost_nsm_is_rebuilt_from_asds() {
     // Another backend's disk is none of its.
     let strange = Disk::start(dir.path(), 9).await;
     open_claimed(dir.path(), "other").await.claim_osd(&strange.address.to_string()).await.unwrap();
-    let asds = vec![disks[0].address.clone(), strange.address.clone()];
-    let config = Config { only_claimed: true, asds, ..Config::new(dir.path().join("again")) };
+    let elsewhere = vec![at(&disks[0]), at(&strange)];
+    let config = Config { only_claimed: true, elsewhere, ..Config::new(dir.path().join("again")) };
     let refused = crate::recover(config).await.unwrap_err();
     assert!(refused.message.contains("belongs to backend"), "{refused}");
 }

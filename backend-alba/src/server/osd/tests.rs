@@ -10,6 +10,7 @@ use wire::osd_client::OsdClient;
 use super::*;
 use crate::fault::Kind;
 use crate::net::{Address, Server, endpoint};
+use crate::osd::conformance::{conforms, refuses_strangers};
 use crate::osd::{Fragment, Osd, Remote, describe};
 
 const OURS: AlbaId = AlbaId([1; 16]);
@@ -104,6 +105,14 @@ async fn eventually(mut holds: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("it did not happen within 10 s");
+}
+
+#[tokio::test]
+async fn an_asd_conforms() {
+    let (disk, remote) = Disk::claimed().await;
+    conforms(&remote).await;
+    refuses_strangers(&remote, &disk.remote(THEIRS)).await;
+    assert_eq!(disk.files().len(), 0);
 }
 
 #[tokio::test]
