@@ -9,9 +9,9 @@ use backend_alba::osd::conformance::{conforms, noise, refuses_strangers};
 use backend_alba::osd::{Osd, Place};
 use serde_json::Value;
 use suite::alba::{Alba, Authority};
-use suite::daemon::scratch;
+use suite::daemon::{program, scratch};
 use suite::servers::Server;
-use suite::tool::Said;
+use suite::tool::{Said, Tool};
 
 const HEALED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -182,6 +182,38 @@ fn ok_end(server: &mut Alba) {
 }
 
 #[test]
+fn a_backend_on_a_bucket_alone_gets_its_nsm_back_and_begins_also_without_the_bucket() {
+    let folder = scratch();
+    let path = folder.path();
+    let moto = Server::moto_of_many_threads();
+    let url = bucket_url(&moto, "alone");
+    let mut server = Alba::start(path, "serve", "server", &["--osd", &url]);
+    ok(&server.command(&["namespace", "create", "ns"]).outcome());
+    ok(&put(&server, path, "only"));
+    ok_end(&mut server);
+    std::fs::remove_dir_all(server.data_dir.join("nsm")).unwrap();
+    let recover = |url: &str| {
+        let recover = Tool::new(program("alba")).args(&["recover", "--json", "--data-dir"]);
+        recover.arg(&server.data_dir).args(&["--osd", url]).outcome()
+    };
+    let nothing = recover(&bucket_url(&moto, "elsewhere"));
+    assert!(!nothing.status.success() && nothing.err.contains("there is none"), "{nothing}");
+    let said = recover(&url);
+    ok(&said);
+    let recovered: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!((&recovered["osds"], &recovered["objects"]), (&1.into(), &1.into()));
+    server.restart();
+    check(&server, path, "only");
+    ok_end(&mut server);
+    // The keys go with it: they may be put right too, as long as it runs.
+    drop(moto);
+    server.restart();
+    let listed = osds(&server);
+    assert_eq!((listed.len(), &listed[0]["state"]), (1, &"failing".into()));
+    assert!(listed[0]["reason"].as_str().unwrap().contains("it cannot be read"), "{listed:?}");
+}
+
+#[test]
 fn bad_urls_and_foreign_or_wrong_places_are_refused_with_what_to_do() {
     let folder = scratch();
     let moto = Server::moto();
@@ -240,8 +272,7 @@ fn another_alba_over_tls_is_reached_with_the_servers_certificate_or_that_of_its_
     let authority = |name: &str| {
         let authority = Authority::new(&folder.path().join(name));
         authority.sign("all", "127.0.0.1", 2200);
-        let options = authority.options("all");
-        options
+        authority.options("all")
     };
     let (here, there) = (authority("here"), authority("there"));
     let options =

@@ -19,6 +19,8 @@ use crate::osd::{self, Claimed, Described, Directory, Local, Place};
 const EVERY: Duration = Duration::from_secs(3);
 /// Somebody who meets an unknown OSD looks at them at once, but no more often than this.
 const AT_MOST_EVERY: Duration = Duration::from_millis(500);
+/// The start waits so long for each OSD that it was given.
+const AT_START: Duration = Duration::from_secs(10);
 /// OSDs that announced themselves are remembered for so long.
 const ANNOUNCED_FOR: Duration = Duration::from_secs(60);
 /// So many of them at most.
@@ -118,7 +120,9 @@ impl Alba {
     pub(super) async fn claim_given(&self, given: Vec<Elsewhere>) -> Result<()> {
         let mut missing = Vec::new();
         for osd in given {
-            match self.inner.claim(&osd).await {
+            let late = |_| Fault::unavailable(format!("OSD {} does not answer", osd.place));
+            let claim = tokio::time::timeout(AT_START, self.inner.claim(&osd)).await;
+            match claim.map_err(late).flatten() {
                 Ok(_) => {}
                 Err(fault) if fault.kind == Kind::Unavailable => {
                     tracing::warn!(%fault, "going on without an OSD");

@@ -157,8 +157,7 @@ async fn pieces(osd: &dyn Osd) {
 async fn shards(osd: &dyn Osd) {
     let mut of_shard = Vec::new();
     for n in 0..25_u8 {
-        let file = FragmentId([if n % 5 == 4 { 0xab } else { 0xaa }; 16]);
-        let mut file = file;
+        let mut file = FragmentId([if n % 5 == 4 { 0xab } else { 0xaa }; 16]);
         file.0[15] = n;
         let title = Title { file, ..title(5) };
         put_as(osd, title, &noise(5), 5).await;

@@ -24,6 +24,8 @@ use crate::fault::{Fault, Result};
 
 /// Times a question is asked, and a deletion; fragments on their way up are sent once.
 const ATTEMPTS: u32 = 3;
+/// Before the second one; the backend goes around an OSD that is away rather than wait for it.
+const PAUSE: Duration = Duration::from_millis(50);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Servers close idle connections too, some after 20 s: a request on one that is just being closed fails.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -35,9 +37,10 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Connects to nothing yet.
 pub(super) async fn client(url: &S3Url) -> Result<Client> {
     let http = http_client(url.ca.as_deref())?;
+    let retries = RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(PAUSE);
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
-        .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
+        .retry_config(retries)
         .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
     if let Some(profile) = &url.profile {

@@ -27,7 +27,7 @@ use self::tally::Tally;
 pub use self::url::S3Url;
 use super::Room;
 use super::objects::{Created, Objects, Page};
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, Kind, Result};
 
 /// The largest object S3 takes in one request, bytes.
 const LONGEST: u64 = 5 << 30;
@@ -55,8 +55,10 @@ impl Bucket {
 }
 
 impl Inner {
+    /// A file that is missing, or wrong, may be put right: until then the OSD is out of reach.
     async fn client(&self) -> Result<&Client> {
-        self.client.get_or_try_init(|| Box::pin(connect::client(&self.url))).await
+        let made = self.client.get_or_try_init(|| Box::pin(connect::client(&self.url))).await;
+        made.map_err(|fault| Fault { kind: Kind::Unavailable, ..fault })
     }
 
     fn key(&self, key: &str) -> String {

@@ -154,7 +154,9 @@ impl Inner {
         if self.ours().is_some_and(|at| at.elapsed() < OURS_FOR) {
             return Ok(());
         }
-        let found = self.call(self.deadline, owner::standing(&*self.objects)).await?;
+        let found = self.call(self.deadline, owner::standing(&*self.objects)).await;
+        // One whose marker makes no sense is out of reach until that is put right.
+        let found = found.map_err(|fault| Fault { kind: Kind::Unavailable, ..fault })?;
         let said = found.map(|standing| (standing.id, standing.owner));
         if said == Some((self.id, Some(self.alba))) {
             *self.ours() = Some(Instant::now());
