@@ -4,6 +4,7 @@
 //! the first goes on as if nothing had happened, and from then on it is the one that serves.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub(super) struct Sim {
     pub kept: Vec<Cell<Place>>,
     /// What decayed since the last life; stays while a volume is read-only because of it.
     decay: RefCell<Option<Decay>>,
+    /// Volumes, by number, whose journal's end it tore off, not verified since.
+    torn: RefCell<BTreeMap<usize, Duty>>,
     read_only: Cell<bool>,
     /// The operator began to accept what is lost: per volume, what that is. Stays until all are verified as accepted.
     accepting: RefCell<Option<Vec<Duty>>>,
@@ -90,6 +93,7 @@ pub(super) fn run(plan: Plan, findings: &Findings) -> Outcome {
         crashes: 0,
         opened: RefCell::default(),
         decay: RefCell::default(),
+        torn: RefCell::default(),
         read_only: Cell::new(false),
         accepting: RefCell::default(),
         spoilt: RefCell::default(),
@@ -203,6 +207,7 @@ impl Sim {
             self.kept.iter().for_each(|kept| kept.set(Place::Backend));
             self.read_only.set(false);
             self.decay.take();
+            self.torn.take();
         }
         // The host that lost the volumes may get them back: what it has of them is out of date.
         if self.contested.get() && self.plan.trouble.rng.chance(400_000) {
@@ -270,7 +275,7 @@ impl Sim {
         let mut duties = Vec::new();
         for n in 0..self.created.len() {
             let volume = self.open(&engine, n).await?;
-            let duty = self.judge(&volume);
+            let duty = self.standing_duty(n, self.judge(&volume));
             tracing::info!(vdisk = volume.name(), ?duty, state = ?volume.state(), "opened");
             duties.push(duty);
             volumes.push(volume);
@@ -293,6 +298,7 @@ impl Sim {
                 return Ok(());
             }
         }
+        self.torn.take();
         if self.decay.take().is_some() {
             // What decays next is alone again.
             self.universe.heal(self.serving.get());
@@ -436,6 +442,19 @@ impl Sim {
     fn restore_spoilt(&self) {
         if let Some(spoilt) = self.spoilt.take() {
             spoilt.restore(&self.universe);
+        }
+    }
+
+    /// A torn end that an earlier life met and did not live to verify: what was left may be published by now, under the names of
+    /// what was lost.
+    fn standing_duty(&self, n: usize, duty: Duty) -> Duty {
+        if self.decay.borrow().is_none() {
+            return duty;
+        }
+        let mut torn = self.torn.borrow_mut();
+        match duty {
+            Duty::GoOnTorn(_) => *torn.entry(n).or_insert(duty),
+            _ => torn.get(&n).copied().unwrap_or(duty),
         }
     }
 

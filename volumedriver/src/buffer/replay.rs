@@ -24,8 +24,9 @@ pub struct Replayed {
 pub struct ReplayedVolume {
     pub volume: VolumeId,
     pub cluster_size: ClusterSize,
-    /// Last sequence before the first change here. If the manifest does not reach this far, changes between are lost.
-    pub previous_seq: Seq,
+    /// Per owner, the last change that it is known to have made before something it wrote here. If neither the manifest nor what
+    /// is here reaches this far, changes are lost.
+    pub stated: Vec<(Epoch, Seq)>,
     /// In order of their position, then of the epoch.
     pub scos: Vec<ReplayedSco>,
     pub damage: Vec<Damage>,
@@ -56,8 +57,8 @@ pub struct Damage {
 /// A volume while it is put together.
 struct Growing {
     cluster_size: ClusterSize,
-    previous_seq: Seq,
     last_seq: Seq,
+    stated: BTreeMap<Epoch, Seq>,
     scos: BTreeMap<(ScoSeq, Epoch), ReplayedSco>,
     damage: Vec<Damage>,
 }
@@ -134,6 +135,8 @@ impl Replay {
             self.order.push(section.volume);
             Growing::new(&source)
         });
+        let stated = growing.stated.entry(section.epoch).or_default();
+        *stated = section.previous_seq.max(*stated);
         if let Some(lost) = self.suspect.remove(&section.volume) {
             growing.check_chain(section.epoch, section.previous_seq, lost);
         }
@@ -193,8 +196,8 @@ impl Growing {
     fn new(source: &Source) -> Self {
         Self {
             cluster_size: source.cluster_size,
-            previous_seq: source.previous_seq,
             last_seq: source.previous_seq,
+            stated: BTreeMap::new(),
             scos: BTreeMap::new(),
             damage: Vec::new(),
         }
@@ -274,7 +277,7 @@ impl Growing {
         ReplayedVolume {
             volume,
             cluster_size: self.cluster_size,
-            previous_seq: self.previous_seq,
+            stated: self.stated.into_iter().collect(),
             scos: self.scos.into_values().collect(),
             damage: self.damage,
         }

@@ -225,6 +225,13 @@ impl<W: World> Volume<W> {
         let replay =
             self.check_cluster_size(replayed.cluster_size).and_then(|()| self.replay_tail(tail));
         all.extend(replay.err().map(|fault| fault.to_string()));
+        // A seal alone tells of changes before it, too.
+        let stated = replayed.stated.iter().filter(|(epoch, _)| self.is_ours_since(*epoch));
+        let stated = stated.map(|(_, seq)| *seq).max().unwrap_or_default();
+        let last = self.core.borrow().last_seq();
+        if all.is_empty() && stated > last {
+            all.push(format!("changes {} to {stated} are lost", last.next()));
+        }
         // A damaged volume adds nothing to the journal: an entry behind the gap would say that there is none.
         let sealed = if all.is_empty() { self.seal_replayed() } else { Ok(()) };
         all.extend(sealed.err().map(|fault| fault.to_string()));
