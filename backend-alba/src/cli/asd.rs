@@ -49,7 +49,7 @@ const DRAIN: Duration = Duration::from_secs(20);
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(options: AsdOptions) -> Result<()> {
-    log();
+    log("info");
     let signals = Signals::listen()?;
     let tls = options.tls.load()?;
     let node = options.node.unwrap_or_else(|| host(&options.listen));

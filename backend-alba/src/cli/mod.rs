@@ -2,6 +2,7 @@
 
 mod admin;
 mod asd;
+mod bench;
 mod client;
 mod osd;
 mod recover;
@@ -89,6 +90,8 @@ enum Command {
     /// What maintenance does by itself, and how fast.
     #[command(subcommand)]
     Maintenance(MaintenanceCommand),
+    /// Measures puts, gets and ranges, and checks every byte it reads.
+    Bench(bench::BenchOptions),
 }
 
 #[derive(Args)]
@@ -333,6 +336,9 @@ pub fn run(options: Options) -> Result<(), String> {
                 admin::start(TaskKind::Repair, namespace, false, &job).await
             }
             Command::Maintenance(command) => admin::maintenance(command).await,
+            Command::Bench(options) => {
+                bench::run(options).await.map_err(|fault| fault.to_string())
+            }
         }
     })
 }

@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 use super::ServeOptions;
 
 pub(super) async fn run(options: ServeOptions) -> Result<()> {
-    log();
+    log("info");
     let signals = Signals::listen()?;
     let tls = options.tls.load()?;
     let ServeOptions { data_dir, nsm, osds, no_osd, osd_capacity, listen: address, .. } = options;
@@ -30,8 +30,9 @@ pub(super) async fn run(options: ServeOptions) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn log() {
-    let usual = || EnvFilter::new("info,aws_config=warn");
+/// To stderr: what RUST_LOG says, or else this.
+pub(super) fn log(default: &str) {
+    let usual = || EnvFilter::new(format!("{default},aws_config=warn"));
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| usual());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
 }
