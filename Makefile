@@ -1,6 +1,6 @@
 # Everything is built with one profile (release): RocksDB compiles once, about 12 minutes on two cores.
 .DEFAULT_GOAL := help
-.PHONY: help run test lint sim bsim fuzz bench inspect soak suites compat clean
+.PHONY: help run test lint sim bsim fuzz bench benchbackend inspect soak suites compat clean
 CARGO := cargo
 ARGS ?=
 
@@ -32,6 +32,11 @@ bench: ## ours beside nbdkit and qemu-nbd: a table with ratios, also in bench-re
 	@tests/setup test
 	$(CARGO) build --release --workspace --bins
 	@benches/device $(ARGS)
+
+benchbackend: ## the object backend beside S3 servers, bare sockets, and itself damaged (ARGS="--quick --only stores")
+	@tests/setup test
+	$(CARGO) build --release --workspace --bins
+	@benches/backend $(ARGS)
 
 inspect: ## decode stored files and objects (ARGS="sco FILE", …)
 	@$(CARGO) run --quiet --release --workspace --bin volumedriver -- inspect $(ARGS)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use backend_alba::bench::{self, Check, Keep, Measured, Plan, Size, Target};
 use backend_alba::preset::{Policy, Raw};
-use backend_alba::server::{Address, Chunks, MAX_MESSAGE_BYTES, endpoint};
+use backend_alba::server::{self, Address, Chunks, Item, MAX_MESSAGE_BYTES, endpoint};
 use backend_alba::{Alba, Config, Fault, OsdPlace, Purpose, Put, Result};
 use bytes::Bytes;
 use clap::Args;
@@ -245,11 +245,9 @@ impl Target for Store {
                     crc32: crc.finalize(),
                     metadata: false,
                 };
-                let header = std::iter::once(wire::put_request::Part::Header(header));
-                let parts = header.chain(Chunks::of(body).map(wire::put_request::Part::Chunk));
-                let messages = parts.map(|part| wire::PutRequest { part: Some(part) });
-                let answer = Self::client(channel).put(iter(messages)).await.map_err(said)?;
-                answer.into_inner().outcome() == wire::PutOutcome::Created
+                let chunks = iter(Chunks::of(body));
+                let answer = server::put(channel, header, chunks).await.map_err(said)?;
+                answer.outcome() == wire::PutOutcome::Created
             }
         };
         let exists = || Fault::invalid(format!("object {name:?} is there already"));
@@ -266,10 +264,12 @@ impl Target for Store {
             Backend::There(channel) => {
                 let (namespace, name) = (self.namespace.clone(), name.to_string());
                 let request = wire::GetRangeRequest { namespace, name, offset, len: Some(len) };
-                let answer = Self::client(channel).get_range(request).await.map_err(said)?;
-                let mut chunks = answer.into_inner();
-                while let Some(message) = chunks.message().await.map_err(said)? {
-                    check.take(&message.chunk)?;
+                let mut parts = server::get_range(channel, request).await.map_err(said)?;
+                while let Some(part) = parts.next().await.map_err(said)? {
+                    match part {
+                        Item::Bytes(bytes) => check.take(&bytes)?,
+                        Item::Message(message) => check.take(&message.chunk)?,
+                    }
                 }
                 Ok(())
             }

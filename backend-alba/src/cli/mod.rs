@@ -336,9 +336,7 @@ pub fn run(options: Options) -> Result<(), String> {
                 admin::start(TaskKind::Repair, namespace, false, &job).await
             }
             Command::Maintenance(command) => admin::maintenance(command).await,
-            Command::Bench(options) => {
-                bench::run(options).await.map_err(|fault| fault.to_string())
-            }
+            Command::Bench(options) => bench::run(options).await.map_err(|fault| fault.to_string()),
         }
     })
 }

@@ -1,6 +1,7 @@
 //! Where a server listens and how a client reaches it: TCP or a unix socket, tuned for streams of 1 MiB chunks. TCP is plain,
 //! or TLS with certificates on both sides.
 
+pub mod bulk;
 mod chunks;
 mod tls;
 

@@ -3,6 +3,7 @@
 //! Lengths that a client claims are compared, never allocated: an upload holds what has arrived, up to a few MiB.
 
 mod admin;
+mod bulk;
 mod osd;
 mod osds;
 
@@ -14,7 +15,7 @@ use futures_util::stream::{self, Stream, StreamExt as _};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use volumedriver_proto::alba as wire;
-use wire::alba_server::{Alba as Service, AlbaServer};
+use wire::alba_server::Alba as Service;
 
 use crate::alba::{Alba, OsdState, OsdStatus, Reader, Update, Upload};
 use crate::fault::{Fault, Kind, Result};
@@ -22,9 +23,13 @@ use crate::manifest::Manifest;
 use crate::nsm::{Condition, OsdRole, Put};
 use crate::osd::Purpose;
 
+use bulk::PutPart;
+
+pub use crate::net::bulk::{Item, Receiver, get_range, put};
 pub use crate::net::{
     Address, CHUNK_BYTES, Chunks, MAX_MESSAGE_BYTES, Server, Tls, TlsFiles, endpoint, explain,
 };
+pub use bulk::{Bulk, TakesPuts};
 pub use osd::{OsdService, Place};
 
 /// A client that sends nothing for so long has gone.
@@ -47,14 +52,11 @@ impl AlbaService {
     pub fn routes(self) -> Routes {
         let osds = osds::OsdsService::of(self.alba.clone());
         let admin = admin::AdminService::new(self.alba.clone()).server();
-        let alba = AlbaServer::new(self)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Routes::new(alba).add_service(osds).add_service(admin)
+        Routes::new(Bulk::new(self)).add_service(osds).add_service(admin)
     }
 
-    async fn receive(&self, mut parts: Streaming<wire::PutRequest>) -> Result<Put, Status> {
-        let Some(wire::put_request::Part::Header(header)) = next_part(&mut parts).await? else {
+    async fn receive(&self, mut parts: Receiver<wire::PutRequest>) -> Result<Put, Status> {
+        let Some(PutPart::Header(header)) = next_part(&mut parts).await? else {
             return Err(Status::invalid_argument("the first message of a put is not its header"));
         };
         let (len, crc) = (header.len, Some(header.crc32));
@@ -64,57 +66,52 @@ impl AlbaService {
         if upload.exists() {
             return Ok(Put::Exists);
         }
-        receive_chunks(&mut parts, &mut upload, len).await?;
+        receive_bytes(&mut parts, &mut upload, len).await?;
         Ok(upload.finish().await?)
     }
 }
 
-async fn receive_chunks(
-    parts: &mut Streaming<wire::PutRequest>,
+#[tonic::async_trait]
+impl TakesPuts for AlbaService {
+    async fn take(&self, parts: Receiver<wire::PutRequest>) -> Result<wire::PutOutcome, Status> {
+        Ok(match self.receive(parts).await? {
+            Put::Created => wire::PutOutcome::Created,
+            Put::Exists => wire::PutOutcome::Exists,
+        })
+    }
+}
+
+async fn receive_bytes(
+    parts: &mut Receiver<wire::PutRequest>,
     upload: &mut Upload,
     len: u64,
 ) -> Result<(), Status> {
     let (mut left, mut is_ended) = (len, false);
     while let Some(part) = next_part(parts).await? {
-        let chunk = match part {
-            wire::put_request::Part::Chunk(chunk) if !is_ended => chunk,
-            wire::put_request::Part::Crc32(crc) if !is_ended => {
+        let bytes = match part {
+            PutPart::Bytes(bytes) if !is_ended => bytes,
+            PutPart::Crc32(crc) if !is_ended => {
                 upload.expect(crc);
                 is_ended = true;
                 continue;
             }
-            wire::put_request::Part::Header(_) => {
+            PutPart::Header(_) => {
                 return Err(Status::invalid_argument("a put with two headers"));
             }
-            wire::put_request::Part::Chunk(_) | wire::put_request::Part::Crc32(_) => {
+            PutPart::Bytes(_) | PutPart::Crc32(_) => {
                 return Err(Status::invalid_argument("a put goes on after its checksum"));
             }
         };
-        let size = chunk.len() as u64;
-        if size > CHUNK_BYTES {
-            return Err(Status::invalid_argument(format!(
-                "a chunk of {size} bytes, at most {CHUNK_BYTES} are legal"
-            )));
-        }
         let more = || Status::invalid_argument(format!("more bytes than the {len} announced"));
-        left = left.checked_sub(size).ok_or_else(more)?;
-        upload.push(chunk).await?;
+        left = left.checked_sub(bytes.len() as u64).ok_or_else(more)?;
+        upload.push(bytes).await?;
     }
     Ok(())
 }
 
-async fn next_part(
-    parts: &mut Streaming<wire::PutRequest>,
-) -> Result<Option<wire::put_request::Part>, Status> {
-    let message = tokio::time::timeout(CHUNK_PATIENCE, parts.message());
+async fn next_part(parts: &mut Receiver<wire::PutRequest>) -> Result<Option<PutPart>, Status> {
     let late = |_| Status::deadline_exceeded("no chunk arrived in time");
-    match message.await.map_err(late)?? {
-        None => Ok(None),
-        Some(wire::PutRequest { part: Some(part) }) => Ok(Some(part)),
-        Some(wire::PutRequest { part: None }) => {
-            Err(Status::invalid_argument("a put message with nothing in it"))
-        }
-    }
+    tokio::time::timeout(CHUNK_PATIENCE, bulk::next_part(parts)).await.map_err(late)?
 }
 
 type RangeChunks = Pin<Box<dyn Stream<Item = Result<wire::GetRangeResponse, Status>> + Send>>;
@@ -150,13 +147,9 @@ impl Service for AlbaService {
 
     async fn put(
         &self,
-        request: Request<Streaming<wire::PutRequest>>,
+        _request: Request<Streaming<wire::PutRequest>>,
     ) -> Result<Response<wire::PutResponse>, Status> {
-        let outcome = match self.receive(request.into_inner()).await? {
-            Put::Created => wire::PutOutcome::Created,
-            Put::Exists => wire::PutOutcome::Exists,
-        };
-        Ok(Response::new(wire::PutResponse { outcome: outcome.into() }))
+        Err(Status::internal("puts are taken as their bytes come"))
     }
 
     type GetRangeStream = RangeChunks;

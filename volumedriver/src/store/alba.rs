@@ -5,7 +5,9 @@
 
 use std::time::Duration;
 
-use backend_alba::server::{Address, Chunks, MAX_MESSAGE_BYTES, Tls, TlsFiles, endpoint, explain};
+use backend_alba::server::{
+    Address, Chunks, Item, MAX_MESSAGE_BYTES, Tls, TlsFiles, endpoint, explain,
+};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use tonic::transport::Channel;
@@ -28,6 +30,8 @@ const PAGE: u32 = 1000;
 #[derive(Clone)]
 pub struct AlbaStore {
     client: AlbaClient<Channel>,
+    /// The same connection, for bytes.
+    channel: Channel,
     prefix: String,
     /// Of the namespaces we create; `None`: the server's default.
     preset: Option<String>,
@@ -40,11 +44,12 @@ impl AlbaStore {
         let invalid = |fault: backend_alba::Fault| Fault::invalid(fault.to_string());
         let address: Address = url.endpoint.to_string().parse().map_err(invalid)?;
         let tls = url.tls.as_ref().map(load_tls).transpose()?;
-        let client = AlbaClient::new(endpoint(&address, tls.as_ref()).map_err(invalid)?)
+        let channel = endpoint(&address, tls.as_ref()).map_err(invalid)?;
+        let client = AlbaClient::new(channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (prefix, preset) = (url.prefix.clone(), url.preset.clone());
-        Ok(Self { client, prefix, preset, service: Service::here() })
+        Ok(Self { client, channel, prefix, preset, service: Service::here() })
     }
 
     /// As the server knows it. No name stays none: the prefix alone is not one of our namespaces.
@@ -135,7 +140,8 @@ impl ObjectStore for AlbaStore {
         let metadata = purpose == Purpose::Metadata;
         // The checksum is added where the body is walked over.
         let header = wire::PutHeader { namespace, name, len, crc32: 0, metadata };
-        self.call(len, |client| put(client, header, body)).await
+        let channel = self.channel.clone();
+        self.call(len, |_| put(channel, header, body)).await
     }
 
     async fn get_range(
@@ -147,7 +153,8 @@ impl ObjectStore for AlbaStore {
     ) -> Result<Option<Bytes>> {
         let (namespace, name) = (self.namespace(namespace), name.to_string());
         let request = wire::GetRangeRequest { namespace, name, offset, len: Some(len) };
-        self.call(len, |client| get_range(client, request)).await
+        let channel = self.channel.clone();
+        self.call(len, |_| get_range(channel, request)).await
     }
 
     async fn head(&self, namespace: &str, name: &str) -> Result<Option<ObjectInfo>> {
@@ -214,19 +221,12 @@ fn load_tls(files: &AlbaTls) -> Result<Tls> {
     Tls::load(&files).map_err(|fault| Fault::invalid(fault.to_string()))
 }
 
-async fn put(
-    mut client: AlbaClient<Channel>,
-    header: wire::PutHeader,
-    body: Vec<Bytes>,
-) -> Result<Put, Failure> {
+async fn put(channel: Channel, header: wire::PutHeader, body: Vec<Bytes>) -> Result<Put, Failure> {
     let mut crc = crc32fast::Hasher::new();
     body.iter().for_each(|piece| crc.update(piece));
     let header = wire::PutHeader { crc32: crc.finalize(), ..header };
-    let header = wire::put_request::Part::Header(header);
-    let chunks = Chunks::of(body);
-    let parts = std::iter::once(header).chain(chunks.map(wire::put_request::Part::Chunk));
-    let messages = parts.map(|part| wire::PutRequest { part: Some(part) });
-    let answer = client.put(stream::iter(messages)).await?.into_inner();
+    let chunks = stream::iter(Chunks::of(body));
+    let answer = backend_alba::server::put(&channel, header, chunks).await?;
     match answer.outcome() {
         wire::PutOutcome::Created => Ok(Put::Created),
         wire::PutOutcome::Exists => Ok(Put::Exists),
@@ -237,30 +237,33 @@ async fn put(
 }
 
 async fn get_range(
-    mut client: AlbaClient<Channel>,
+    channel: Channel,
     request: wire::GetRangeRequest,
 ) -> Result<Option<Bytes>, Failure> {
     let len = request.len.unwrap_or_default();
-    let mut chunks = match client.get_range(request).await {
+    let mut parts = match backend_alba::server::get_range(&channel, request).await {
         Err(status) if status.code() == Code::NotFound => return Ok(None),
-        answered => answered?.into_inner(),
+        answered => answered?,
     };
     let mut one = Bytes::new();
     let mut all = BytesMut::new();
-    while let Some(message) = chunks.message().await? {
-        let chunk = message.chunk;
-        let received = (one.len() + all.len() + chunk.len()) as u64;
+    while let Some(part) = parts.next().await? {
+        let bytes = match part {
+            Item::Bytes(bytes) => bytes,
+            Item::Message(message) => message.chunk,
+        };
+        let received = (one.len() + all.len() + bytes.len()) as u64;
         if received > len {
             return Err(Status::internal(format!("more than the {len} bytes asked for")).into());
         }
         if received == len && one.is_empty() && all.is_empty() {
-            // The whole range in one chunk needs no copy.
-            one = chunk;
-        } else {
+            // The whole range in one piece needs no copy.
+            one = bytes;
+        } else if !bytes.is_empty() {
             if all.is_empty() {
                 all.reserve(usize::try_from(len).unwrap_or_default());
             }
-            all.extend_from_slice(&chunk);
+            all.extend_from_slice(&bytes);
         }
     }
     let bytes = if one.is_empty() { all.freeze() } else { one };

@@ -11,13 +11,13 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response as Answer};
 use axum::routing::get;
 use backend_alba::bench::Known;
-use backend_alba::server::{Address, Chunks, MAX_MESSAGE_BYTES, Server};
+use backend_alba::server::{Address, Bulk, Chunks, Item, Receiver, Server, TakesPuts};
 use backend_alba::{Fault, Result};
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 use volumedriver_proto::alba as wire;
-use wire::alba_server::{Alba, AlbaServer};
+use wire::alba_server::Alba;
 
 use super::len_of;
 
@@ -41,9 +41,7 @@ impl Memory {
 pub async fn serve_grpc(address: &Address) -> Result<()> {
     let server = Server::bind(address, None).await?;
     super::announce(server.address());
-    let alba = AlbaServer::new(Memory::default())
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let alba = Bulk::new(Memory::default());
     server.serve(tonic::service::Routes::new(alba), std::future::pending()).await
 }
 
@@ -75,17 +73,8 @@ impl Alba for Memory {
     ) -> Answered<wire::ListNamespacesResponse> {
         not_here()
     }
-    async fn put(
-        &self,
-        request: Request<Streaming<wire::PutRequest>>,
-    ) -> Answered<wire::PutResponse> {
-        let mut parts = request.into_inner();
-        while let Some(part) = parts.message().await? {
-            if let Some(wire::put_request::Part::Header(header)) = part.part {
-                self.names().insert(header.name);
-            }
-        }
-        Ok(Response::new(wire::PutResponse { outcome: wire::PutOutcome::Created.into() }))
+    async fn put(&self, _: Request<Streaming<wire::PutRequest>>) -> Answered<wire::PutResponse> {
+        not_here()
     }
     type GetRangeStream = RangeChunks;
     async fn get_range(&self, request: Request<wire::GetRangeRequest>) -> Answered<RangeChunks> {
@@ -121,6 +110,23 @@ impl Alba for Memory {
     }
     async fn status(&self, _: Request<wire::StatusRequest>) -> Answered<wire::StatusResponse> {
         not_here()
+    }
+}
+
+#[tonic::async_trait]
+impl TakesPuts for Memory {
+    async fn take(
+        &self,
+        mut parts: Receiver<wire::PutRequest>,
+    ) -> Result<wire::PutOutcome, Status> {
+        while let Some(part) = parts.next().await? {
+            if let Item::Message(wire::PutRequest { part: Some(part) }) = part
+                && let wire::put_request::Part::Header(header) = part
+            {
+                self.names().insert(header.name);
+            }
+        }
+        Ok(wire::PutOutcome::Created)
     }
 }
 
