@@ -20,6 +20,8 @@ use crate::trailer::ALIGN;
 pub const GRAIN: u64 = 64;
 /// Coded at once, bytes of each fragment.
 const STEP: usize = 64 << 10;
+/// Decoded at once. Each decoding first finds out, at a fixed cost, what the fragments that are missing mean for this code.
+const DECODE_STEP: usize = 1 << 20;
 
 /// How fragments are computed; stored with every object, so that objects outlive a change of codec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -319,9 +321,10 @@ fn decode(
         return Ok(Vec::new());
     }
     let (data, parity) = (policy.data(), policy.parity());
-    let mut decoder = ReedSolomonDecoder::new(data, parity, STEP).map_err(codec_fault)?;
-    for at in (0..len).step_by(STEP) {
-        let to = (at + STEP).min(len);
+    let step = len.clamp(GRAIN as usize, DECODE_STEP);
+    let mut decoder = ReedSolomonDecoder::new(data, parity, step).map_err(codec_fault)?;
+    for at in (0..len).step_by(step) {
+        let to = (at + step).min(len);
         decoder.reset(data, parity, to - at).map_err(codec_fault)?;
         for (index, bytes) in present.iter().take(data) {
             let step = bytes.get(at..to).ok_or_else(|| Fault::bug("fragments of two lengths"))?;

@@ -31,7 +31,7 @@ pub trait Carrier: Message + Default {
     const TAG: u8;
 }
 
-const CHUNK_IS_FIELD_2: u8 = 2 << 3 | 2;
+const CHUNK_IS_FIELD_2: u8 = (2 << 3) | 2;
 /// There is no field 0.
 const NO_CHUNK: u8 = 0;
 
@@ -155,8 +155,11 @@ impl<M: Carrier> Receiver<M> {
                 },
                 State::Chunk { left: 0 } => self.state = State::Prefix,
                 State::Chunk { left } => {
-                    if self.frame.is_empty() && !self.next_frame().await? {
-                        return Err(cut_off());
+                    // There are frames with nothing in them.
+                    while self.frame.is_empty() {
+                        if !self.next_frame().await? {
+                            return Err(cut_off());
+                        }
                     }
                     let bytes = self.frame.split_to(left.min(self.frame.len()));
                     self.state = State::Chunk { left: left - bytes.len() };

@@ -119,7 +119,7 @@ fn what_is_sent_is_what_the_generated_code_sends() {
     let (bytes, trailers) = drained(body(stream::iter(parts), Side::Server));
     assert_eq!(bytes, generated(&requests));
     assert_eq!(Status::from_header_map(&trailers.unwrap()).unwrap().code(), tonic::Code::Ok);
-    assert_eq!(whole(&requests[1])[..], [0, 0, 0, 0, 3, 2 << 3 | 2, 1, 1]);
+    assert_eq!(whole(&requests[1])[..], [0, 0, 0, 0, 3, 0x12, 1, 1]);
 }
 
 #[test]
