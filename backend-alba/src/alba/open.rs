@@ -137,7 +137,7 @@ async fn start(opened: Opened) -> Result<Alba> {
     let epoch = collect::first_epoch(&nsm).await?;
     let inner = Arc::new(Inner {
         open_fragments: OpenFragments::new(config.open_count),
-        remembered: Remembered::new(config.manifest_count),
+        remembered: Remembered::new(config.manifest_count, nsm.cluster_count()),
         id,
         config,
         nsm,

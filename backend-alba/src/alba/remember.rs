@@ -1,15 +1,16 @@
 //! Manifests remembered of a shared NSM, so that what was read before can be read while it does not answer.
 //!
 //! As long as it answers it is asked every time: a name may have been deleted and put anew by another process. Once it does
-//! not, what is remembered counts, and it is asked again in the background until it does. Neither an object's id nor a
-//! fragment's is ever used twice, so the worst that an old manifest leads to is an object that somebody has just deleted.
+//! not, what is remembered counts, and it is asked again and again in the background until it does, whether anybody reads
+//! or not: what is read a few seconds after it answers is as it is. Neither an object's id nor a fragment's is ever used
+//! twice, so the worst that an old manifest leads to is an object that somebody has just deleted.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use quick_cache::sync::Cache;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::Inner;
 use crate::fault::{Fault, Kind, Result};
@@ -18,26 +19,56 @@ use crate::manifest::Manifest;
 /// Who has something to go by waits no longer for the NSM.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// While a cluster of it does not answer it is asked this often.
+const ASKED_EVERY: Duration = Duration::from_secs(1);
+/// Of a cluster that answers.
+const NO_SILENCE: u64 = 0;
+
 /// Namespace and name.
 type Name = (Arc<str>, Arc<str>);
 
 #[derive(Debug)]
 pub(super) struct Remembered {
     manifests: Cache<Name, Arc<Manifest>>,
-    /// The NSM did not answer when it was last asked.
-    is_silent: AtomicBool,
-    is_asking: AtomicBool,
+    /// Of each cluster of the NSM: the number of its silence, if it did not answer when it was last asked.
+    silence: Vec<AtomicU64>,
+    /// Silences so far.
+    silences: AtomicU64,
 }
 
 impl Remembered {
-    pub fn new(count: usize) -> Self {
-        let (is_silent, is_asking) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { manifests: Cache::new(count.max(1)), is_silent, is_asking }
+    /// So many manifests at most, of an NSM of so many clusters.
+    pub fn new(count: usize, clusters: usize) -> Self {
+        let silence = (0..clusters).map(|_| AtomicU64::new(NO_SILENCE)).collect();
+        let silences = AtomicU64::new(NO_SILENCE);
+        Self { manifests: Cache::new(count.max(1)), silence, silences }
     }
 
     /// It was deleted, or another one put.
     pub fn forget(&self, namespace: &str, name: &str) {
         self.manifests.remove(&(Arc::from(namespace), Arc::from(name)));
+    }
+
+    /// The silence a cluster is in.
+    pub fn silence(&self, home: usize) -> Option<u64> {
+        let number = self.silence.get(home)?.load(Ordering::Relaxed);
+        (number != NO_SILENCE).then_some(number)
+    }
+
+    /// Its number, if it begins now.
+    fn begin_silence(&self, home: usize) -> Option<u64> {
+        let number = self.silences.fetch_add(1, Ordering::Relaxed) + 1;
+        let place = self.silence.get(home)?;
+        let begun =
+            place.compare_exchange(NO_SILENCE, number, Ordering::Relaxed, Ordering::Relaxed);
+        begun.is_ok().then_some(number)
+    }
+
+    fn end_silence(&self, home: usize) {
+        let Some(place) = self.silence.get(home) else { return };
+        if place.swap(NO_SILENCE, Ordering::Relaxed) != NO_SILENCE {
+            tracing::info!(cluster = home, "the NSM answers again");
+        }
     }
 }
 
@@ -53,17 +84,17 @@ impl Inner {
         }
         let key = (namespace.clone(), name.clone());
         let Some(known) = self.remembered.manifests.get(&key) else {
-            return self.ask(key).await;
+            return self.ask(&key).await;
         };
-        if self.remembered.is_silent.load(Ordering::Relaxed) {
-            self.ask_in_background(key);
+        let home = self.nsm.asked_of(namespace);
+        if self.remembered.silence(home).is_some() {
             return Ok(Some(known));
         }
-        let late = |_| Fault::unavailable("the NSM takes long to answer");
-        match timeout(PATIENCE, self.ask(key)).await.map_err(late).flatten() {
+        match self.ask_for_a_while(&key).await {
             Err(fault) if fault.kind == Kind::Unavailable => {
-                if !self.remembered.is_silent.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%fault, "reading by what is remembered of the NSM");
+                if let Some(silence) = self.remembered.begin_silence(home) {
+                    tracing::warn!(cluster = home, %fault, "reading by what is remembered of the NSM");
+                    tokio::spawn(ask_until_it_answers(Arc::downgrade(self), home, silence, key));
                 }
                 Ok(Some(known))
             }
@@ -71,28 +102,40 @@ impl Inner {
         }
     }
 
-    async fn ask(&self, key: Name) -> Result<Option<Arc<Manifest>>> {
-        let found = self.nsm.get(&key.0, &key.1).await?.map(Arc::new);
-        if self.remembered.is_silent.swap(false, Ordering::Relaxed) {
-            tracing::info!("the NSM answers again");
+    async fn ask_for_a_while(&self, key: &Name) -> Result<Option<Arc<Manifest>>> {
+        let late = |_| Fault::unavailable("the NSM takes long to answer");
+        timeout(PATIENCE, self.ask(key)).await.map_err(late).flatten()
+    }
+
+    async fn ask(&self, key: &Name) -> Result<Option<Arc<Manifest>>> {
+        let home = self.nsm.asked_of(&key.0);
+        let outcome = self.nsm.get(&key.0, &key.1).await;
+        if !outcome.as_ref().is_err_and(|fault| fault.kind == Kind::Unavailable) {
+            self.remembered.end_silence(home);
         }
+        let found = outcome?.map(Arc::new);
         match &found {
-            Some(manifest) => self.remembered.manifests.insert(key, manifest.clone()),
-            None => drop(self.remembered.manifests.remove(&key)),
+            Some(manifest) => self.remembered.manifests.insert(key.clone(), manifest.clone()),
+            None => drop(self.remembered.manifests.remove(key)),
         }
         Ok(found)
     }
+}
 
-    /// One at a time.
-    fn ask_in_background(self: &Arc<Self>, key: Name) {
-        if !self.remembered.is_asking.swap(true, Ordering::Relaxed) {
-            let inner = self.clone();
-            tokio::spawn(async move {
-                if let Err(fault) = inner.ask(key).await {
-                    tracing::debug!(%fault, "the NSM still does not answer");
-                }
-                inner.remembered.is_asking.store(false, Ordering::Relaxed);
-            });
+/// Ends with this silence, or with the backend.
+async fn ask_until_it_answers(backend: Weak<Inner>, home: usize, silence: u64, key: Name) {
+    loop {
+        sleep(ASKED_EVERY).await;
+        let Some(inner) = backend.upgrade() else { return };
+        if inner.remembered.silence(home) != Some(silence) {
+            return;
+        }
+        match inner.ask_for_a_while(&key).await {
+            Err(fault) if fault.kind == Kind::Unavailable => {
+                tracing::debug!(%fault, "the NSM still does not answer");
+            }
+            // Perhaps of another cluster by now: the namespace was deleted and created anew.
+            Ok(_) | Err(_) => return inner.remembered.end_silence(home),
         }
     }
 }

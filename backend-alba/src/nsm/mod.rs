@@ -25,6 +25,7 @@
 //! | `o` post | the agent that does what one of all does |
 //! | `hs` | settings of maintenance (JSON) |
 //! | `ht` | a sum of what the last tour of all objects was about |
+//! | `hv` | text: when the last scrub of all fragments began, milliseconds since 1970 |
 //! | `t` | nothing: written to learn whether the table takes changes again |
 //!
 //! There may be several tables, called clusters. The first has what concerns the whole backend (`n s p d u k w g j a b o h`), each
@@ -182,6 +183,17 @@ impl Nsm {
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.clusters.iter().any(|cluster| cluster.kv.is_shared())
+    }
+
+    #[must_use]
+    pub fn cluster_count(&self) -> usize {
+        self.clusters.len()
+    }
+
+    /// The cluster that is asked first for an object of this namespace.
+    #[must_use]
+    pub fn asked_of(&self, namespace: &str) -> usize {
+        self.spaces.get(namespace).map_or(0, |space| space.home)
     }
 
     /// Fails while changes fail, as they do on a full disk. To be asked before bytes are stored: a put whose change fails

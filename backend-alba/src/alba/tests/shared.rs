@@ -51,12 +51,16 @@ impl Kv for Mute {
 
 /// On this table and one directory.
 async fn assemble(dir: &Path, table: Arc<dyn Kv>) -> Alba {
+    assemble_on(dir, vec![table]).await
+}
+
+async fn assemble_on(dir: &Path, tables: Vec<Arc<dyn Kv>>) -> Alba {
     let (id, config) = (AlbaId([1; 16]), Config::new("/nowhere"));
     let limits = Limits { reserve_percent: 0, reserve_bytes: 0, capacity_bytes: None };
     let directory = Directory::open(&dir.join("osd"), id, limits).unwrap();
     let osd = Box::new(Local::new(directory, 4));
     let osds = vec![GivenOsd { osd, node: "a".into(), labels: Vec::new() }];
-    let (tables, outside, threads) = (vec![table], Outside::default(), Threads::Here);
+    let (outside, threads) = (Outside::default(), Threads::Here);
     Alba::assemble(Parts { config, id, tables, osds, outside, threads }).await.unwrap()
 }
 
@@ -123,6 +127,61 @@ async fn what_was_read_before_is_read_while_the_nsm_is_silent_and_nothing_else()
     // Nothing is left of the puts that failed.
     let status = alba.status().await.unwrap();
     assert_eq!((status.objects, files(dir.path()).len()), (3, 3));
+}
+
+#[tokio::test]
+async fn after_a_silence_the_first_read_of_a_remembered_name_is_as_it_is_now() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = Arc::new(Mute::default());
+    let alba = assemble(dir.path(), table.clone()).await;
+    let other = Nsm::open(vec![table.clone()], Outside::default()).await.unwrap();
+    alba.create_namespace("ns").await.unwrap();
+    let body = noise(1000, 1);
+    alba.put_if_absent("ns", "a", vec![body.clone()], Purpose::Data).await.unwrap();
+    let get = async || alba.get_range("ns", "a", 0, 1000).await.unwrap();
+    assert_eq!(get().await.as_ref(), Some(&body));
+    for _ in 0..2 {
+        table.is_mute.store(true, Ordering::SeqCst);
+        assert_eq!(get().await.as_ref(), Some(&body));
+        assert!(alba.inner.remembered.silence(0).is_some());
+        table.is_mute.store(false, Ordering::SeqCst);
+        // Another process changes it, and nobody asks this one.
+        let manifest = other.get("ns", "a").await.unwrap().unwrap();
+        other.delete("ns", "a").await.unwrap().unwrap();
+        let patience = tokio::time::Instant::now() + Duration::from_secs(30);
+        while alba.inner.remembered.silence(0).is_some() {
+            assert!(tokio::time::Instant::now() < patience, "the NSM is not asked");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(get().await, None);
+        assert_eq!(other.put_if_absent("ns", "a", &manifest).await.unwrap(), Put::Created);
+        assert_eq!(get().await.as_ref(), Some(&body));
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_silent_makes_no_other_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let tables = [Arc::new(Mute::default()), Arc::new(Mute::default())];
+    let both = tables.iter().map(|table| table.clone() as Arc<dyn Kv>).collect();
+    let alba = assemble_on(dir.path(), both).await;
+    let body = noise(1000, 1);
+    for namespace in ["first", "second"] {
+        alba.create_namespace(namespace).await.unwrap();
+        alba.put_if_absent(namespace, "a", vec![body.clone()], Purpose::Data).await.unwrap();
+    }
+    let get = async |namespace| alba.get_range(namespace, "a", 0, 1000).await.unwrap();
+    for namespace in ["first", "second"] {
+        assert_eq!(get(namespace).await.as_ref(), Some(&body));
+    }
+    tables[1].is_mute.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        for namespace in ["second", "first"] {
+            assert_eq!(get(namespace).await.as_ref(), Some(&body));
+        }
+        let silent = [0, 1].map(|home| alba.inner.remembered.silence(home).is_some());
+        assert_eq!(silent, [false, true]);
+    }
 }
 
 #[tokio::test]
