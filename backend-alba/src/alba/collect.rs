@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 use super::Inner;
 use super::osds::Member;
 use crate::fault::{Fault, Result};
+use crate::maintenance::Settings;
 use crate::name::FragmentId;
 use crate::nsm::{Nsm, Removal};
 
@@ -27,7 +28,7 @@ const STEP: usize = 256;
 const AT_ONCE: usize = 16;
 /// After a failure, or when another agent does it, it is looked at again this much later.
 const AGAIN: Duration = Duration::from_secs(30);
-/// Longest sleep with nobody looking whether the backend is closed.
+/// Longest sleep with nobody looking at the settings, or whether the backend is closed.
 const NAP: Duration = Duration::from_secs(1);
 
 /// The epoch to begin with; a backend that is ours alone begins one in which nothing older becomes live.
@@ -81,24 +82,22 @@ async fn orphans(backend: Weak<Inner>, shortage: Arc<Notify>) {
     let mut is_first = !is_shared;
     loop {
         let Some(inner) = backend.upgrade() else { return };
-        let settings = inner.agent.settings();
-        if std::mem::take(&mut is_first) && settings.collect {
+        if std::mem::take(&mut is_first) && inner.agent.settings().collect {
             inner.sweep_or_tell().await;
             drop(inner);
-            let _ = timeout(settings.collect_interval, shortage.notified()).await;
+            pause(&backend, &shortage, |settings| settings.collect_interval).await;
         } else {
             drop(inner);
         }
         let Some(begun) = begin(&backend).await else { return };
-        let pause = if begun.is_none() { AGAIN } else { settings.collect_interval };
         if let Some(epoch) = begun {
-            if !sleep_while_open(&backend, settings.collect_grace).await {
-                return;
-            }
+            let nobody = Notify::new();
+            pause(&backend, &nobody, |settings| settings.collect_grace).await;
             let Some(inner) = backend.upgrade() else { return };
             inner.collect(epoch).await;
         }
-        let _ = timeout(pause.min(settings.collect_interval), shortage.notified()).await;
+        let longest = if begun.is_none() { AGAIN } else { Duration::MAX };
+        pause(&backend, &shortage, |settings| settings.collect_interval.min(longest)).await;
     }
 }
 
@@ -114,17 +113,16 @@ async fn begin(backend: &Weak<Inner>) -> Option<Option<u32>> {
     }
 }
 
-/// `false` when the backend is closed meanwhile.
-async fn sleep_while_open(backend: &Weak<Inner>, time: Duration) -> bool {
-    let until = Instant::now() + time;
-    while backend.strong_count() > 0 {
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return true;
+/// As long as the settings say, also those that are changed meanwhile, until the bell rings or the backend is closed.
+async fn pause(backend: &Weak<Inner>, bell: &Notify, length: impl Fn(&Settings) -> Duration) {
+    let begun = Instant::now();
+    while let Some(inner) = backend.upgrade() {
+        let left = length(&inner.agent.settings()).saturating_sub(begun.elapsed());
+        drop(inner);
+        if left.is_zero() || timeout(left.min(NAP), bell.notified()).await.is_ok() {
+            return;
         }
-        tokio::time::sleep(left.min(NAP)).await;
     }
-    false
 }
 
 impl Inner {

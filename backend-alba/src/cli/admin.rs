@@ -321,6 +321,7 @@ fn state_of(item: &wire::WorkItem) -> &'static str {
 fn kind_name(kind: TaskKind) -> &'static str {
     match kind {
         TaskKind::Tour => "tour",
+        TaskKind::Scrub => "scrub",
         TaskKind::Empty => "empty",
         TaskKind::Repair => "repair",
         TaskKind::Rewrite => "rewrite",

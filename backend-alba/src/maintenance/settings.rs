@@ -36,6 +36,9 @@ pub struct Raw {
     pub collect_interval_ms: u64,
     /// Between two looks at all objects, if nothing changes before. Default 3,600,000; 100 to 30 days.
     pub tour_interval_ms: u64,
+    /// Between two beginnings of a scrub: all fragments are read and checked, what is damaged or missing is made anew; 0:
+    /// never. Default 30 days; 100 to 400 days.
+    pub scrub_interval_ms: u64,
     /// OSDs that are so much fuller or emptier than all together are rebalanced, percent points. Default 5; 1 to 50.
     pub rebalance_band_percent: u64,
     /// An agent that has been silent for so long has lost its work to the others. Default 30,000; 100 to 1 day.
@@ -57,6 +60,7 @@ impl Default for Raw {
             collect_grace_ms: 120_000,
             collect_interval_ms: HOUR_MS,
             tour_interval_ms: HOUR_MS,
+            scrub_interval_ms: 30 * DAY_MS,
             rebalance_band_percent: 5,
             lease_ms: 30_000,
         }
@@ -81,6 +85,8 @@ pub struct Settings {
     pub collect_grace: Duration,
     pub collect_interval: Duration,
     pub tour_interval: Duration,
+    /// Zero: never.
+    pub scrub_interval: Duration,
     pub band_percent: u32,
     pub lease: Duration,
 }
@@ -110,6 +116,10 @@ impl Raw {
                 self.collect_interval_ms,
                 100..=30 * DAY_MS,
             )?,
+            scrub_interval: match self.scrub_interval_ms {
+                0 => Duration::ZERO,
+                some => ms("scrub_interval_ms", some, 100..=400 * DAY_MS)?,
+            },
             tour_interval: ms("tour_interval_ms", self.tour_interval_ms, 100..=30 * DAY_MS)?,
             band_percent: u32::try_from(band).unwrap_or(1),
             lease: ms("lease_ms", self.lease_ms, 100..=DAY_MS)?,
@@ -171,6 +181,7 @@ mod tests {
             ("concurrency=0", "1 to 64"),
             ("concurrency=-1", "u64"),
             ("lease_ms=99", "100 to 86400000"),
+            ("scrub_interval_ms=99", "100 to 34560000000"),
         ] {
             let fault = Raw::default().with(change).unwrap_err();
             assert!(fault.message.contains(why), "{change}: {fault}");

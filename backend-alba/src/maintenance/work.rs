@@ -64,6 +64,8 @@ impl ItemKey {
 pub enum Task {
     /// The planner's look at all objects: as [`Task::Repair`] and [`Task::Rewrite`], where these roles are on.
     Tour,
+    /// The planner's look at all fragments: as [`Task::Verify`] with checksums.
+    Scrub,
     /// What an object lacks is made anew.
     Repair,
     /// Objects that their preset would store otherwise now are stored anew.
@@ -87,13 +89,14 @@ impl Task {
     /// Goes by itself when done: nobody asked for it.
     #[must_use]
     pub fn is_planned(&self) -> bool {
-        matches!(self, Self::Tour | Self::Empty { .. })
+        matches!(self, Self::Tour | Self::Scrub | Self::Empty { .. })
     }
 
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
             Self::Tour => "tour",
+            Self::Scrub => "scrub",
             Self::Repair => "repair",
             Self::Rewrite => "rewrite",
             Self::Verify { .. } => "verify",

@@ -21,6 +21,8 @@ pub enum Record {
     Settings,
     /// What the last tour was about.
     Tour,
+    /// When the last scrub began, milliseconds since 1970: text.
+    Scrub,
 }
 
 impl Record {
@@ -32,6 +34,7 @@ impl Record {
             Self::Post(name) => keys::key(b'o', name.as_bytes()),
             Self::Settings => b"hs".to_vec(),
             Self::Tour => b"ht".to_vec(),
+            Self::Scrub => b"hv".to_vec(),
         }
     }
 }

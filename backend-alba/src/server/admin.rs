@@ -179,7 +179,10 @@ impl Service for AdminService {
             wire::TaskKind::VerifyChecksums => {
                 Task::Verify { checksum: true, unreachable_is_missing }
             }
-            wire::TaskKind::Unspecified | wire::TaskKind::Tour | wire::TaskKind::Empty => {
+            wire::TaskKind::Unspecified
+            | wire::TaskKind::Tour
+            | wire::TaskKind::Scrub
+            | wire::TaskKind::Empty => {
                 return Err(Status::invalid_argument("this kind of work cannot be asked for"));
             }
         };
@@ -251,7 +254,9 @@ fn item((key, item): (ItemKey, Item)) -> wire::WorkItem {
     let (at_namespace, at_name) = item.at.map(|at| (at.namespace, at.name)).unwrap_or_default();
     let osd_id = match &item.task {
         Task::Empty { osd } => osd.clone(),
-        Task::Tour | Task::Repair | Task::Rewrite | Task::Verify { .. } => String::new(),
+        Task::Tour | Task::Scrub | Task::Repair | Task::Rewrite | Task::Verify { .. } => {
+            String::new()
+        }
     };
     wire::WorkItem {
         job_id: key.job.to_string(),
@@ -272,6 +277,7 @@ fn item((key, item): (ItemKey, Item)) -> wire::WorkItem {
 fn kind(task: &Task) -> wire::TaskKind {
     match task {
         Task::Tour => wire::TaskKind::Tour,
+        Task::Scrub => wire::TaskKind::Scrub,
         Task::Empty { .. } => wire::TaskKind::Empty,
         Task::Repair => wire::TaskKind::Repair,
         Task::Rewrite => wire::TaskKind::Rewrite,

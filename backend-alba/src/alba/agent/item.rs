@@ -27,6 +27,7 @@ const EMPTY_NAMESPACES: usize = 100;
 pub(super) enum Lane {
     Empty,
     Tour,
+    Scrub,
     Asked,
 }
 
@@ -35,6 +36,7 @@ impl Lane {
         self == match task {
             Task::Empty { .. } => Self::Empty,
             Task::Tour => Self::Tour,
+            Task::Scrub => Self::Scrub,
             Task::Repair | Task::Rewrite | Task::Verify { .. } => Self::Asked,
         }
     }
@@ -150,7 +152,7 @@ impl Inner {
     async fn step(self: &Arc<Self>, held: &mut Held, shelf: &mut Shelf) -> Result<bool> {
         let subjects = match &held.item.task {
             Task::Empty { osd } => self.subjects_on(osd, &mut held.located).await?,
-            Task::Tour | Task::Repair | Task::Rewrite | Task::Verify { .. } => {
+            Task::Tour | Task::Scrub | Task::Repair | Task::Rewrite | Task::Verify { .. } => {
                 self.subjects_in(&held.item.rest()).await?
             }
         };

@@ -56,6 +56,8 @@ pub(super) struct Agent {
     /// OSDs that have been silent for too long.
     dead: Mutex<HashSet<OsdId>>,
     roll: Mutex<roll::Roll>,
+    /// Whose turn it is to change this agent's own record.
+    signing: tokio::sync::Mutex<()>,
     /// Objects that lacked fragments when they were last looked at.
     lacking: Mutex<BTreeSet<(Arc<str>, Arc<str>)>>,
     /// Rung when there may be new work.
@@ -74,6 +76,7 @@ impl Agent {
             removals: Mutex::default(),
             dead: Mutex::default(),
             roll: Mutex::new(roll::Roll::new(id)),
+            signing: tokio::sync::Mutex::default(),
             lacking: Mutex::default(),
             bell: Arc::default(),
         }
@@ -143,7 +146,7 @@ impl Agent {
 /// Starts the work; it ends with the backend.
 pub(super) fn start(inner: &Arc<Inner>) {
     tokio::spawn(heart(Arc::downgrade(inner)));
-    for lane in [Lane::Empty, Lane::Tour, Lane::Asked] {
+    for lane in [Lane::Empty, Lane::Tour, Lane::Scrub, Lane::Asked] {
         tokio::spawn(item::work(Arc::downgrade(inner), lane));
     }
     tokio::spawn(rebalance::run(Arc::downgrade(inner)));

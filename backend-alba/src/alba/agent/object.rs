@@ -38,19 +38,18 @@ impl Inner {
             (subject.at.namespace.as_str().into(), subject.at.name.as_str().into());
         let manifest = subject.manifest.transpose()?;
         let ill = Ill { osds: self.agent.dead(), ..Ill::default() };
-        let (repairs, rewrites) = match task {
-            Task::Tour => (settings.repair, settings.rewrite),
-            Task::Repair | Task::Empty { .. } => (true, false),
-            Task::Rewrite => (false, true),
+        let (repairs, rewrites, verifies) = match task {
+            Task::Tour => (settings.repair, settings.rewrite, None),
+            Task::Repair | Task::Empty { .. } => (true, false, None),
+            Task::Rewrite => (false, true, None),
+            Task::Scrub => (false, false, Some((true, false))),
             Task::Verify { checksum, unreachable_is_missing } => {
-                let (Some(manifest), how) = (&manifest, (*checksum, *unreachable_is_missing))
-                else {
-                    return Ok(counts);
-                };
-                counts += self.verify_object(&namespace, &name, manifest, how).await?;
-                return Ok(counts);
+                (false, false, Some((*checksum, *unreachable_is_missing)))
             }
         };
+        if let (Some(how), Some(manifest)) = (verifies, &manifest) {
+            counts += self.verify_object(&namespace, &name, manifest, how).await?;
+        }
         if rewrites
             && let Some(manifest) = &manifest
             && self.is_stored_otherwise(&namespace, manifest, shelf).await?

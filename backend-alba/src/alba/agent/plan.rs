@@ -3,6 +3,7 @@
 //! - An OSD that is dead or decommissioning and still holds fragments is to be emptied.
 //! - A tour of all objects is made when something changed that may place them better or worse (OSDs, their roles and nodes,
 //!   who is dead, presets, which namespace has which), and every now and then.
+//! - All fragments are read and checked now and then: what decays where nobody reads is noticed by nobody else.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -50,6 +51,9 @@ impl Inner {
         }
         if settings.repair || settings.rewrite {
             self.plan_tour(planner, &items).await?;
+        }
+        if !settings.scrub_interval.is_zero() {
+            self.plan_scrub(&items).await?;
         }
         Ok(())
     }
@@ -115,6 +119,29 @@ impl Inner {
         planner.toured = Some(Instant::now());
         self.create_job(Task::Tour, Range::default()).await?;
         self.nsm.change_record(&Record::Tour, before.as_ref(), Some(now)).await?;
+        Ok(())
+    }
+
+    /// The time of day decides, as no agent need live from one scrub to the next: a clock that jumps costs one too many.
+    async fn plan_scrub(&self, items: &[(ItemKey, Item)]) -> Result<()> {
+        if items.iter().any(|(_, item)| item.task == Task::Scrub) {
+            return Ok(());
+        }
+        let now = self.outside.now_ms();
+        let before = self.nsm.record(&Record::Scrub).await?;
+        let began = before.as_deref().and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        // A backend that is new has nothing old.
+        let is_first = before.is_none();
+        let since = now.checked_sub(began.unwrap_or(0)).map(Duration::from_millis);
+        let interval = self.agent.settings().scrub_interval;
+        if !is_first && since.is_some_and(|since| since < interval) {
+            return Ok(());
+        }
+        if !is_first {
+            self.create_job(Task::Scrub, Range::default()).await?;
+        }
+        let now = now.to_string().into_bytes();
+        self.nsm.change_record(&Record::Scrub, before.as_ref(), Some(now)).await?;
         Ok(())
     }
 

@@ -15,11 +15,13 @@ pub(super) struct Roll {
     beat: Option<Vec<u8>>,
     /// Agents that have a record, this one too.
     present: HashSet<String>,
+    /// It shows up no more.
+    has_left: bool,
 }
 
 impl Roll {
     pub fn new(id: [u8; 16]) -> Self {
-        Self { id, beat: None, present: HashSet::new() }
+        Self { id, beat: None, present: HashSet::new(), has_left: false }
     }
 
     fn name(&self) -> String {
@@ -69,8 +71,12 @@ impl Inner {
     }
 
     async fn show_up(&self) -> Result<()> {
+        let _turn = self.agent.signing.lock().await;
         let (record, before) = {
             let roll = locked(&self.agent.roll);
+            if roll.has_left {
+                return Ok(());
+            }
             (Record::Agent(roll.name()), roll.beat.clone())
         };
         let next = self.outside.bytes().to_vec();
@@ -88,11 +94,14 @@ impl Inner {
         Ok(())
     }
 
-    /// Leaves at once instead of being missed after a while.
+    /// Leaves at once instead of being missed after a while, and for good: what it does in its last moments it does as
+    /// nobody, and takes nothing any more.
     pub(in crate::alba) async fn leave(&self) {
+        let _turn = self.agent.signing.lock().await;
         let (record, beat) = {
-            let roll = locked(&self.agent.roll);
-            (Record::Agent(roll.name()), roll.beat.clone())
+            let mut roll = locked(&self.agent.roll);
+            roll.has_left = true;
+            (Record::Agent(roll.name()), roll.beat.take())
         };
         if beat.is_some()
             && let Err(fault) = self.nsm.change_record(&record, beat.as_ref(), None).await

@@ -55,6 +55,7 @@ impl Alba {
         let namespaces = match namespace {
             Some(namespace) => {
                 name::check_namespace(namespace)?;
+                inner.nsm.preset_of(namespace).await?;
                 vec![namespace.to_string()]
             }
             None => {

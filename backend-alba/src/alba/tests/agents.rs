@@ -124,6 +124,47 @@ async fn verification_finds_what_reads_would_not_and_repairs_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_decays_where_nobody_reads_is_made_anew_by_itself() {
+    let shared = Shared::new(&SEVEN);
+    let settings = [&QUICK[..], &["scrub_interval_ms=0"]].concat();
+    let alba = shared.begin(&["3,2,4,2"], &settings).await;
+    fill(&alba, 16).await;
+    eventually_full(&alba, &[]).await;
+    let (gone, wrong) = (fragments(&alba, "3").await[4], fragments(&alba, "9").await[3]);
+    assert!(shared.disk(gone.osd).lose(gone.file));
+    shared.disk(wrong.osd).damage(wrong.file);
+    // Without a scrub it stays so; the first one comes an interval after it is turned on.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(fragments(&alba, "3").await.contains(&gone));
+    alba.change_maintenance(&["scrub_interval_ms=500".into()]).await.unwrap();
+    until("both are others", || async {
+        let (three, nine) = (fragments(&alba, "3").await, fragments(&alba, "9").await);
+        !three.contains(&gone) && !nine.contains(&wrong)
+    })
+    .await;
+    eventually_full(&alba, &[]).await;
+    let checksums = Task::Verify { checksum: true, unreachable_is_missing: false };
+    let counts = result_of(&alba, checksums).await;
+    assert_eq!(counts, Counts { objects: 16, ..Counts::default() });
+}
+
+/// Not a race that is lucky: whoever signs, leaving or showing up, takes long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_leaves_stays_away() {
+    let shared = Shared::new(&["a", "b"]);
+    let first = shared.begin(&["1,1,2,1"], &["lease_ms=20000", "tour_interval_ms=100"]).await;
+    let agents = async || first.inner.nsm.agents().await.unwrap().len();
+    until("the first has signed", || async { agents().await == 1 }).await;
+    for n in 0..8u64 {
+        let second = shared.open_slowly(&[]).await;
+        until("the second has signed", || async { agents().await == 2 }).await;
+        tokio::time::sleep(Duration::from_millis(n * 7)).await;
+        second.close().await;
+        assert_eq!(agents().await, 1, "after {n} times");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_preset_stores_objects_anew_under_readers() {
     let shared = Shared::new(&SEVEN);
     let alba = shared.begin(&["1,1,2,1"], &QUICK).await;

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use super::faulty::{Mood, Switch};
 use super::*;
 use crate::name::OsdId;
+use crate::nsm::kv::{Commit, Key, Kv, Value};
 use crate::nsm::memory::Memory;
 use crate::osd::{Fragment, FragmentWriter, Osd, Priority, Room, Wanted};
 use crate::outside::Outside;
@@ -167,6 +168,32 @@ pub struct Shared {
     id: AlbaId,
 }
 
+#[derive(Debug)]
+struct Slow(Arc<Memory>);
+
+#[async_trait]
+impl Kv for Slow {
+    fn place(&self) -> String {
+        self.0.place()
+    }
+    fn is_shared(&self) -> bool {
+        true
+    }
+    fn writes_at_once(&self) -> usize {
+        self.0.writes_at_once()
+    }
+    async fn get(&self, keys: Vec<Key>) -> Result<Vec<Option<Value>>> {
+        self.0.get(keys).await
+    }
+    async fn range(&self, from: Key, to: Key, limit: usize) -> Result<Vec<(Key, Value)>> {
+        self.0.range(from, to, limit).await
+    }
+    async fn commit(&self, commit: Commit) -> Result<bool> {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        self.0.commit(commit).await
+    }
+}
+
 /// What makes a test short.
 pub const QUICK: [&str; 5] = [
     "auto_repair_timeout_ms=1500",
@@ -184,6 +211,15 @@ impl Shared {
 
     /// Another process, with these settings for all.
     pub async fn open(&self, settings: &[&str]) -> Alba {
+        self.open_on(self.table.clone(), settings).await
+    }
+
+    /// One whose changes of the table take a while.
+    pub async fn open_slowly(&self, settings: &[&str]) -> Alba {
+        self.open_on(Arc::new(Slow(self.table.clone())), settings).await
+    }
+
+    async fn open_on(&self, table: Arc<dyn Kv>, settings: &[&str]) -> Alba {
         let given = |disk: &Disk| GivenOsd {
             osd: Box::new(disk.clone()),
             node: disk.node.clone(),
@@ -192,7 +228,7 @@ impl Shared {
         let alba = Alba::assemble(Parts {
             config: Config { orphan_grace: Duration::from_millis(50), ..Config::new("unused") },
             id: self.id,
-            tables: vec![self.table.clone()],
+            tables: vec![table],
             osds: self.disks.iter().map(given).collect(),
             outside: Outside::default(),
             threads: Threads::Here,
