@@ -1,8 +1,9 @@
 //! An object backend of processes: ASDs, a server, a volumedriver on top; killed, wiped, damaged by hand, and over TLS.
 
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backend_alba::preset::Raw;
 use backend_alba::{Alba as Backend, Config};
@@ -69,12 +70,56 @@ fn check(said: &Said) {
     assert!(said.status.success() && !bad, "{said}");
 }
 
+/// Every object has all its fragments and survives what its policy promises: two more OSDs.
+fn is_full(server: &Alba) -> Result<(), String> {
+    let said = server.command(&["safety", "--json"]).run();
+    let safety: Value = serde_json::from_str(&said).unwrap();
+    let buckets = safety["buckets"].as_array().unwrap();
+    let is_full = |bucket: &Value| {
+        bucket["fragments"] == bucket["full_fragments"] && bucket["survives_osds"] == 2
+    };
+    if !buckets.is_empty() && buckets.iter().all(is_full) { Ok(()) } else { Err(said) }
+}
+
+fn full_by_itself(server: &Alba) {
+    let begin = Instant::now();
+    while let Err(said) = is_full(server) {
+        assert!(begin.elapsed() < Duration::from_secs(60), "not safe after a minute: {said}");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// `false` when it is gone.
+fn flip_a_bit(file: &Path) -> bool {
+    let Ok(file) = std::fs::File::options().read(true).write(true).open(file) else { return false };
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 100).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], 100).unwrap();
+    true
+}
+
+/// Reads every fragment; how many are missing or damaged.
+fn damaged(server: &Alba) -> u64 {
+    let listed = server.command(&["namespace", "list"]).run();
+    let verify = |namespace: &str| {
+        let said = server.command(&["verify", namespace, "--wait", "--json"]).run();
+        let said: Value = serde_json::from_str(&said).unwrap();
+        let items = said["items"].as_array().unwrap();
+        let count =
+            |item: &Value| item["missing"].as_u64().unwrap() + item["mismatched"].as_u64().unwrap();
+        items.iter().map(count).sum::<u64>()
+    };
+    listed.lines().map(verify).sum()
+}
+
 #[test]
 fn six_asds_lose_two_one_is_wiped_and_another_damaged_by_hand() {
     let folder = scratch();
     let server = server(folder.path(), &["4,2,4,1"], &[]);
     let mut disks: Vec<Alba> = (0..6).map(|n| asd(folder.path(), n, &[])).collect();
     let ids: Vec<String> = disks.iter().map(|disk| claim(&server, disk)).collect();
+    let quick = ["auto_repair_timeout_ms=2000", "lease_ms=2000", "tour_interval_ms=2000"];
+    server.command(&["maintenance", "set", "scrub_interval_ms=4000"]).args(&quick).run();
     let url = format!("[vpool]\nbackend = \"alba://{}/pool\"", server.address);
     let mut daemon = Daemon::start(&SMALL.replace("[vpool]", &url));
     daemon.create("disk", "64MiB");
@@ -93,6 +138,7 @@ fn six_asds_lose_two_one_is_wiped_and_another_damaged_by_hand() {
     daemon.flush_to_backend("disk");
     let failing = osds(&server).iter().filter(|osd| osd["state"] == "failing").count();
     assert_eq!(failing, 2, "{:?}", osds(&server));
+    let short = is_full(&server).unwrap_err();
     // One comes back as it was, one empty: another OSD, which is claimed anew.
     disks[0].restart();
     std::fs::remove_dir_all(&disks[1].data_dir).unwrap();
@@ -100,11 +146,8 @@ fn six_asds_lose_two_one_is_wiped_and_another_damaged_by_hand() {
     let new = claim(&server, &disks[1]);
     assert!(!ids.contains(&new));
     // What two failures can be survived of is damaged on a third.
-    for file in early.iter().filter(|file| file.exists()) {
-        let mut bytes = std::fs::read(file).unwrap();
-        bytes[100] ^= 0x10;
-        std::fs::write(file, bytes).unwrap();
-    }
+    let changed: Vec<&PathBuf> = early.iter().filter(|file| flip_a_bit(file)).collect();
+    assert!(changed.len() > 10, "{} fragments damaged", changed.len());
     daemon.kill9();
     daemon.argument("--discard-local");
     daemon.restart();
@@ -112,6 +155,15 @@ fn six_asds_lose_two_one_is_wiped_and_another_damaged_by_hand() {
     // Goes on with everything.
     check(&fio(&daemon, &[]).outcome());
     daemon.flush_to_backend("disk");
+    // Nobody asks for anything: what was lost, wiped and damaged is made anew.
+    full_by_itself(&server);
+    let begin = Instant::now();
+    while let Some(file) = changed.iter().find(|file| file.exists()) {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{file:?} stays as it is");
+        thread::sleep(Duration::from_millis(200));
+    }
+    full_by_itself(&server);
+    assert_eq!(damaged(&server), 0, "before it was {short}");
     for disk in &mut disks {
         assert!(disk.terminate().success(), "{}", disk.log_tail());
     }
