@@ -54,6 +54,31 @@ fn canary_a_put_without_guard_is_found() {
 }
 
 #[test]
+fn canary_a_collector_without_guard_is_found() {
+    found_within(60, Canary::NoEpochGuard);
+}
+
+#[test]
+fn canary_files_gone_before_their_manifest_are_found() {
+    found_within(20, Canary::DroppedFirst);
+}
+
+#[test]
+fn canary_what_is_not_repaired_is_found() {
+    found_within(20, Canary::Unrepaired);
+}
+
+#[test]
+fn canary_what_is_not_collected_is_found() {
+    found_within(20, Canary::Uncollected);
+}
+
+#[test]
+fn canary_work_that_does_not_end_is_found() {
+    found_within(10, Canary::UnendingWork);
+}
+
+#[test]
 fn canary_half_a_commit_is_found() {
     found_within(200, Canary::HalfCommit);
 }

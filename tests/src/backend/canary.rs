@@ -8,10 +8,16 @@ pub enum Canary {
     UncheckedFragment,
     /// The collector does without the guard on epochs.
     NoEpochGuard,
-    /// A fragment's file goes before the manifest has moved to another.
+    /// A fragment's file goes before the manifest that no longer names it is there.
     DroppedFirst,
     /// A put does not look whether its name is free.
     UnguardedPut,
     /// A commit whose answer is lost is made by half.
     HalfCommit,
+    /// What an object lacks is not made anew.
+    Unrepaired,
+    /// Files that no manifest names stay.
+    Uncollected,
+    /// Work that is done is not taken off the list.
+    UnendingWork,
 }

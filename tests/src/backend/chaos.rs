@@ -94,12 +94,12 @@ impl Estate {
             }
             Event::CutTable => {
                 let end = End::Table(table.no);
-                self.world.note_silence();
+                self.world.note_silence(long);
                 cuts.cut(process, end);
                 later(long, move || cuts.heal(process, end));
             }
             Event::TableOutage => {
-                self.world.note_silence();
+                self.world.note_silence(long);
                 table.set_out(true);
                 later(long, move || table.set_out(false));
             }

@@ -25,9 +25,13 @@ pub struct Client {
     pub book: Book,
     pub world: World,
     pub estate: Arc<Estate>,
-    /// Times the NSM had been silent when the process began.
-    pub silences: u64,
     pub rng: Rng,
+}
+
+/// A read that has been called.
+struct Look {
+    called: Called,
+    at: Duration,
 }
 
 /// What is asked of a client.
@@ -155,23 +159,28 @@ impl Client {
         found
     }
 
+    /// Looks only: nothing is noted unless it returns.
+    fn look(&self, name: Name) -> Look {
+        Look { called: self.book.look(name), at: self.world.now() }
+    }
+
     /// What is there, noted; `None` also when that cannot be learned.
     pub async fn head(&self, name: Name) -> Option<(Value, Manifest)> {
-        let called = self.book.look(name);
+        let look = self.look(name);
         let manifest = match self.alba.head(&name.space_name(), &name.object()).await {
             Ok(Some(manifest)) => manifest,
             Ok(None) => {
-                self.note_read(called, name, vec![None]);
+                self.note_read(look, name, vec![None]);
                 return None;
             }
             Err(fault) => {
                 self.check_look("head", &fault);
-                called.forget();
+                look.called.forget();
                 return None;
             }
         };
         let likes = self.likes(name, &manifest);
-        self.note_read(called, name, ids(&likes));
+        self.note_read(look, name, ids(&likes));
         Some((*likes.first()?, manifest))
     }
 
@@ -183,19 +192,19 @@ impl Client {
         let offset = self.rng.below(value.len);
         let most = (value.len - offset).min(if self.rng.coin() { 5000 } else { 400_000 });
         let len = self.rng.between(1, most);
-        let (called, troubles) = (self.book.look(name), self.world.troubles());
+        let (look, troubles) = (self.look(name), self.world.troubles());
         let is_readable = self.estate.is_readable(self.process, &manifest);
         let got = self.alba.get_range(&name.space_name(), &name.object(), offset, len).await;
         match got {
-            Ok(None) => self.note_read(called, name, vec![None]),
+            Ok(None) => self.note_read(look, name, vec![None]),
             Ok(Some(bytes)) => match self.whose(name, offset, &bytes) {
                 None => self.world.find(format!("{name:?}: wrong bytes at {offset}")),
-                Some(seen) => self.note_read(called, name, seen),
+                Some(seen) => self.note_read(look, name, seen),
             },
             // Another object may have come under it meanwhile.
-            Err(fault) if fault.kind == Kind::Invalid => called.forget(),
+            Err(fault) if fault.kind == Kind::Invalid => look.called.forget(),
             Err(fault) => {
-                called.forget();
+                look.called.forget();
                 self.check_look("get_range", &fault);
                 let is_calm = is_readable && troubles == self.world.troubles();
                 if is_calm && self.estate.is_readable(self.process, &manifest) {
@@ -206,11 +215,11 @@ impl Client {
     }
 
     /// While the NSM does not answer, and until it is known to again, a process reads by what it remembers.
-    fn note_read(&self, called: Called, name: Name, seen: Vec<Option<ValueId>>) {
-        if self.silences == self.world.silences() {
-            called.returned(Effect::Read(name.at, seen));
+    fn note_read(&self, look: Look, name: Name, seen: Vec<Option<ValueId>>) {
+        if self.world.is_heard_since(look.at) {
+            look.called.returned(Effect::Read(name.at, seen));
         } else {
-            called.forget();
+            look.called.forget();
         }
     }
 
@@ -222,21 +231,21 @@ impl Client {
 
     /// Piece by piece; whether all of it could be read.
     pub async fn read_all(&self, name: Name) -> Result<()> {
-        let called = self.book.look(name);
+        let look = self.look(name);
         let opened = self.alba.open_object(&name.space_name(), &name.object()).await;
         let reader = match opened {
             Ok(Some(reader)) => reader,
             Ok(None) => {
-                self.note_read(called, name, vec![None]);
+                self.note_read(look, name, vec![None]);
                 return Ok(());
             }
             Err(fault) => {
-                called.forget();
+                look.called.forget();
                 return Err(fault);
             }
         };
         let likes = self.likes(name, &reader.manifest);
-        self.note_read(called, name, ids(&likes));
+        self.note_read(look, name, ids(&likes));
         let Some(value) = likes.first() else { return Ok(()) };
         let step = (value.len / 3).max(1000);
         let mut at = 0;

@@ -26,6 +26,7 @@ pub struct Estate {
     pub truth: Arc<Truth>,
     pub cuts: Arc<Cuts>,
     presets: Vec<(String, Vec<String>)>,
+    orphan_grace: Duration,
 }
 
 impl Estate {
@@ -35,13 +36,13 @@ impl Estate {
         let truth = Truth::new(tables.clone());
         let machine = |(no, node): (usize, &usize)| {
             let (node, capacity) = (format!("node{node}"), plan.capacity);
-            Arc::new(Machine::new(no, node, world.clone(), truth.clone(), capacity))
+            Arc::new(Machine::new(no, node, world.clone(), &truth, capacity))
         };
         let machines: Vec<_> = plan.nodes.iter().enumerate().map(machine).collect();
         truth.set_machines(&machines);
-        let presets = plan.presets.clone();
+        let (presets, orphan_grace) = (plan.presets.clone(), plan.orphan_grace);
         let (world, cuts) = (world.clone(), Arc::default());
-        Arc::new(Self { world, machines, tables, truth, cuts, presets })
+        Arc::new(Self { world, machines, tables, truth, cuts, presets, orphan_grace })
     }
 
     /// What a process is made of, if all it does goes over this line.
@@ -61,7 +62,11 @@ impl Estate {
             now_ms: Arc::new(move || 1_700_000_000_000 + clock.now().as_millis() as u64),
         };
         Parts {
-            config: Config { open_count: 4096, ..Config::new("simulated") },
+            config: Config {
+                open_count: 4096,
+                orphan_grace: self.orphan_grace,
+                ..Config::new("simulated")
+            },
             id: AlbaId([7; 16]),
             tables: self.tables.iter().map(table).collect(),
             osds: self.machines.iter().map(given).collect(),

@@ -6,22 +6,41 @@ use std::time::Duration;
 
 use backend_alba::{Alba, OsdRole};
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Outcome;
 use super::book::{Book, Name, space_name};
+use super::canary::Canary;
 use super::chaos::{Event, duration};
 use super::client::{Client, Task};
 use super::estate::{Estate, until};
 use super::history::NAMES;
+use super::machine::Damage;
 use super::plan::Plan;
 use super::world::{Line, World, locked};
 use crate::world::rng::Rng;
 
 /// Steps for which a group of names is in use.
 const GROUP_STEPS: u64 = 40;
+/// With these maintenance has done all there is to do after a few minutes.
+const QUIET: [&str; 9] = [
+    "auto_repair_timeout_ms=20000",
+    "lease_ms=8000",
+    "tour_interval_ms=20000",
+    "scrub_interval_ms=30000",
+    "collect_interval_ms=30000",
+    "collect_grace_ms=2000",
+    "rebalance_band_percent=5",
+    "bytes_per_second=0",
+    "repair=true",
+];
+/// And with these it does nothing more unless something changes.
+const IDLE: [&str; 2] = ["tour_interval_ms=3600000", "scrub_interval_ms=0"];
+
 /// Whatever is called ends within this time, whatever happens.
 const PATIENCE: Duration = Duration::from_secs(1800);
+/// Everything is well again within this time.
+const QUIET_PATIENCE: Duration = Duration::from_secs(900);
 
 struct Life {
     plan: Plan,
@@ -38,8 +57,6 @@ struct Life {
 /// One process, or the place of one that is dead.
 struct Process {
     line: Line,
-    /// Times the NSM had been silent when it began.
-    silences: u64,
     alba: Arc<Mutex<Option<Alba>>>,
     tasks: Vec<AbortHandle>,
 }
@@ -77,6 +94,7 @@ pub async fn run(plan: Plan, world: World) -> Outcome {
     life.begin().await;
     life.work().await;
     life.calm_down().await;
+    life.get_well().await;
     life.reckon().await;
     life.outcome()
 }
@@ -94,6 +112,9 @@ impl Life {
             if let Err(fault) = alba.put_preset(name, preset).await {
                 self.world.find(format!("preset {name}: {fault}"));
             }
+        }
+        if let Err(fault) = alba.change_maintenance(&self.plan.maintenance).await {
+            self.world.find(format!("maintenance: {fault}"));
         }
         for space in 0..self.plan.spaces {
             let client = self.client(0, alba.clone());
@@ -116,8 +137,7 @@ impl Life {
                 }
             }
         });
-        let silences = self.world.silences();
-        Process { line, silences, alba, tasks: vec![booting.abort_handle()] }
+        Process { line, alba, tasks: vec![booting.abort_handle()] }
     }
 
     fn kill(&mut self, no: usize) {
@@ -138,8 +158,7 @@ impl Life {
 
     fn client(&mut self, process: usize, alba: Alba) -> Client {
         let (book, world, estate) = (self.book.clone(), self.world.clone(), self.estate.clone());
-        let silences = self.processes[process].silences;
-        Client { alba, process, book, world, estate, silences, rng: self.rng.fork() }
+        Client { alba, process, book, world, estate, rng: self.rng.fork() }
     }
 
     // ---- while things go wrong
@@ -286,16 +305,51 @@ impl Life {
         }
     }
 
+    /// Some machines are dead, everything else is well, and maintenance is quick: it makes up for all that went wrong.
+    async fn get_well(&mut self) {
+        let Some(alba) = self.alba(0) else { return };
+        for _ in 0..self.plan.dying {
+            let no = self.rng.below(self.estate.machines.len() as u64) as usize;
+            let machine = &self.estate.machines[no];
+            if self.estate.truth.destroy(machine, &machine.finished(), Damage::Gone) {
+                machine.die();
+            }
+        }
+        let canary = match () {
+            () if self.world.has(Canary::Unrepaired) => &["repair=false", "scrub_interval_ms=0"],
+            () if self.world.has(Canary::Uncollected) => &["collect=false"][..],
+            () => &[],
+        };
+        self.maintain(&alba, &[&QUIET, canary].concat()).await;
+        self.wait_for("not as safe as it can be", Estate::ailments).await;
+        self.maintain(&alba, &IDLE).await;
+        self.wait_for("left over", Estate::leftovers).await;
+    }
+
+    async fn maintain(&self, alba: &Alba, settings: &[&str]) {
+        let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
+        if let Err(fault) = alba.change_maintenance(&settings).await {
+            self.world.find(format!("maintenance: {fault}"));
+        }
+    }
+
+    /// Looks until there is nothing of this any more.
+    async fn wait_for(&self, what: &str, look: impl Fn(&Estate) -> Vec<String>) {
+        let begun = Instant::now();
+        loop {
+            let found = look(&self.estate);
+            let Some(first) = found.first() else { return };
+            if begun.elapsed() > QUIET_PATIENCE {
+                return self.world.find(format!("{} {what}: {first}", found.len()));
+            }
+            sleep(Duration::from_secs(5)).await;
+        }
+    }
+
     async fn reckon(&mut self) {
         let Some(alba) = self.alba(self.processes.len() - 1) else { return };
-        let mut client = self.client(self.processes.len() - 1, alba.clone());
+        let client = self.client(self.processes.len() - 1, alba.clone());
         let names = self.book.names();
-        // Each name is asked for until it is known that the NSM answers; from then on it is asked.
-        for name in names.iter().take(3) {
-            let _ = client.read_all(*name).await;
-            sleep(Duration::from_secs(10)).await;
-        }
-        client.silences = self.world.silences();
         for name in names {
             // Twice: it stays as it is.
             client.head(name).await;

@@ -5,12 +5,12 @@
 //! [`super::truth::Truth`] allows.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use backend_alba::fault::{Fault, Kind, Result};
 use backend_alba::name::{FragmentId, ObjectId, OsdId};
-use backend_alba::osd::{Room, Title};
+use backend_alba::osd::{Purpose, Room, Title};
 use backend_alba::trailer::{BLOCK_BYTES, Part, Trailer};
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -22,6 +22,9 @@ use super::world::{End, Line, World, locked};
 
 /// With the bug planted, bytes are durable so much later than is said.
 const UNSYNCED: Duration = Duration::from_secs(10);
+
+/// More than a run stores.
+pub const ROOMY: u64 = 1 << 30;
 
 /// How a machine answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +54,8 @@ pub struct Machine {
     pub id: OsdId,
     pub node: String,
     world: World,
-    truth: Arc<Truth>,
+    /// Which has the machines.
+    truth: Weak<Truth>,
     /// Calls to it end by themselves after this time, as over a network; `None`: like a disk's, not before it answers.
     deadline: Option<Duration>,
     state: Mutex<State>,
@@ -66,6 +70,7 @@ struct State {
     capacity: u64,
     is_full: bool,
     is_read_only: bool,
+    is_dead: bool,
     lie: Option<Lie>,
     /// Every call takes so much longer.
     slow: Duration,
@@ -123,7 +128,7 @@ pub enum Damage {
 
 impl Machine {
     #[must_use]
-    pub fn new(no: usize, node: String, world: World, truth: Arc<Truth>, capacity: u64) -> Self {
+    pub fn new(no: usize, node: String, world: World, truth: &Arc<Truth>, capacity: u64) -> Self {
         let deadline = world.draw(|rng| match rng.below(3) {
             0 => None,
             _ => Some(Duration::from_secs(rng.between(2, 10))),
@@ -136,10 +141,12 @@ impl Machine {
             capacity,
             is_full: false,
             is_read_only: false,
+            is_dead: false,
             lie: None,
             slow: Duration::ZERO,
         };
         let (state, changed) = (Mutex::new(state), Notify::new());
+        let truth = Arc::downgrade(truth);
         Self { no, id, node, world, truth, deadline, state, changed }
     }
 
@@ -191,6 +198,17 @@ impl Machine {
         let used = state.used();
         let left = if state.is_full { 0 } else { state.capacity.saturating_sub(used) };
         Room::new((state.capacity, used), state.capacity / 50, left)
+    }
+
+    /// For one more fragment of this length.
+    #[must_use]
+    pub fn has_room(&self, len: u64) -> bool {
+        self.room().free_for(Purpose::Data) > len
+    }
+    /// It never fills in a run.
+    #[must_use]
+    pub fn is_roomy(&self) -> bool {
+        self.state().capacity >= ROOMY
     }
 
     /// Begins a file; returns the boot it belongs to.
@@ -250,7 +268,8 @@ impl Machine {
         let crc = crc32fast::hash(&file.bytes);
         file.object_crc = object_crc.unwrap_or(crc);
         let file = file.clone();
-        if lies && self.truth.take_unnamed(id, &file) {
+        let may_lie = || self.truth.upgrade().is_some_and(|truth| truth.take_unnamed(id, &file));
+        if lies && may_lie() {
             state.files.remove(&id);
         }
         Ok(crc)
@@ -331,7 +350,10 @@ impl Machine {
     // ---- what happens to it
 
     pub fn set_mood(&self, mood: Mood) {
-        self.state().mood = mood;
+        {
+            let mut state = self.state();
+            state.mood = if state.is_dead { Mood::Down } else { mood };
+        }
         self.changed.notify_waiters();
     }
     pub fn set_lie(&self, lie: Option<Lie>) {
@@ -352,6 +374,16 @@ impl Machine {
     pub fn is_fine(&self) -> bool {
         let state = self.state();
         state.mood == Mood::Up && state.lie.is_none() && !state.is_full && !state.is_read_only
+    }
+
+    /// Down for good.
+    pub fn die(&self) {
+        self.state().is_dead = true;
+        self.crash();
+    }
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.state().is_dead
     }
 
     pub fn heal(&self) {
@@ -382,6 +414,11 @@ impl Machine {
         let state = self.state();
         state.files.iter().filter(|(_, file)| file.is_finished).map(|(id, _)| *id).collect()
     }
+    /// All that it would list.
+    #[must_use]
+    pub fn held(&self) -> Vec<FragmentId> {
+        self.state().files.keys().copied().collect()
+    }
     #[must_use]
     pub fn file(&self, id: FragmentId) -> Option<File> {
         self.state().files.get(&id).cloned()
@@ -399,7 +436,9 @@ impl Machine {
                 state.files.remove(&id);
             }
             Damage::Flipped | Damage::Truncated => {
-                let Some(file) = state.files.get_mut(&id) else { return };
+                // No byte of an empty one is another.
+                let file = state.files.get_mut(&id).filter(|file| !file.bytes.is_empty());
+                let Some(file) = file else { return };
                 file.is_damaged = true;
                 file.bytes = match damage {
                     Damage::Flipped => self.flipped(&file.bytes),

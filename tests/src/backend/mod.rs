@@ -3,7 +3,8 @@
 //!
 //! One seed decides everything. Promised, and checked: what was acknowledged stays, as long as no object loses more than m
 //! of its fragments; no wrong byte is ever read; put-if-absent, deletes and sequences are linearizable, whatever is unknown
-//! of their outcome; everything that is called ends.
+//! of their outcome; everything that is called ends. After quiet time, in which what is not dead is well again, every object
+//! has all fragments of its policy that there is a place for, no work is left over, and no file that no manifest names.
 //!
 //! | file | what it is |
 //! |---|---|
@@ -13,6 +14,7 @@
 //! | `canary` | bugs that are planted |
 //! | `world` | randomness, the trace, the lines between processes and all else |
 //! | `estate` | the machines, the tables, the network |
+//! | `health` | whether all is well again after quiet time |
 //! | `machine`, `osd` | a simulated OSD, and a process's client of it |
 //! | `table` | a simulated cluster of the NSM |
 //! | `truth` | what is really stored, and how much more may be lost |
@@ -25,6 +27,7 @@ pub mod canary;
 mod chaos;
 mod client;
 mod estate;
+mod health;
 mod history;
 mod life;
 mod machine;
@@ -75,13 +78,16 @@ pub fn run(run: Run) -> Outcome {
         let ran = panic::catch_unwind(AssertUnwindSafe(|| {
             let plan = Plan::draw(run);
             let runtime = runtime();
-            let outcome = runtime.block_on(async {
+            let (mut outcome, remains) = runtime.block_on(async {
                 let world = World::new(plan.rng.clone().fork(), run.canary);
                 let outcome = life::run(plan, world.clone()).await;
                 world.end();
-                outcome
+                (outcome, world.remains())
             });
             drop(runtime);
+            if remains.any() {
+                outcome.violations.push("something of the run outlives it: a leak".into());
+            }
             outcome
         }));
         let mut outcome = ran.unwrap_or_default();

@@ -1,7 +1,10 @@
 //! What a seed stands for: how many machines, nodes, tables and processes, which presets, and what goes wrong how often.
 
+use std::time::Duration;
+
 use super::Run;
 use super::chaos::Event;
+use super::machine::ROOMY;
 use super::table::Trouble;
 use crate::world::rng::Rng;
 
@@ -24,6 +27,12 @@ pub struct Plan {
     pub events: Vec<(u32, Event)>,
     /// Of commits, while they fail.
     pub trouble: Trouble,
+    /// Of maintenance, while things go wrong.
+    pub maintenance: Vec<String>,
+    /// Before a process collects for the first time.
+    pub orphan_grace: Duration,
+    /// Machines that never come back, as far as the promise allows.
+    pub dying: usize,
     pub rng: Rng,
 }
 
@@ -65,10 +74,11 @@ impl Plan {
             not_made: rng.below(200_000) as u32,
             made_later: rng.below(200_000) as u32,
         };
+        let is_quick = rng.coin();
         Self {
             run,
             nodes,
-            capacity: if rng.below(4) == 0 { 8 << 20 } else { 1 << 30 },
+            capacity: if rng.below(4) == 0 { 8 << 20 } else { ROOMY },
             tables: rng.pick(&[(3, 1), (1, 2), (1, 3)]),
             processes: rng.between(1, 3) as usize,
             spaces: rng.between(1, 3) as usize,
@@ -78,9 +88,28 @@ impl Plan {
             calm: rng.between(3, 12),
             events,
             trouble,
+            maintenance: if is_quick { quick_maintenance(&mut rng) } else { Vec::new() },
+            orphan_grace: Duration::from_secs(if is_quick { 1 } else { 600 }),
+            dying: rng.pick(&[(3, 0), (2, 1), (1, 2)]),
             rng,
         }
     }
+}
+
+/// So quick that it all happens in a run, and more than is wise: machines are dead that only hang, agents that only wait, and
+/// puts are too late.
+fn quick_maintenance(rng: &mut Rng) -> Vec<String> {
+    let mut ms = |name: &str, from: u64, to: u64| format!("{name}_ms={}", rng.between(from, to));
+    vec![
+        ms("auto_repair_timeout", 2_000, 120_000),
+        ms("lease", 500, 30_000),
+        ms("tour_interval", 2_000, 120_000),
+        ms("scrub_interval", 10_000, 300_000),
+        ms("collect_interval", 500, 20_000),
+        ms("collect_grace", 0, 1_500),
+        format!("rebalance_band_percent={}", rng.between(1, 10)),
+        format!("bytes_per_second={}", rng.pick(&[(1, 0), (1, 1 << 20)])),
+    ]
 }
 
 /// A few presets that these machines satisfy while all of them are well.

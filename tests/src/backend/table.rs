@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,7 +28,7 @@ pub struct Table {
     memory: Memory,
     state: Mutex<State>,
     /// For the bugs that are planted.
-    machines: Mutex<Vec<Arc<Machine>>>,
+    machines: Mutex<Vec<Weak<Machine>>>,
 }
 
 #[derive(Default)]
@@ -63,7 +63,7 @@ impl Table {
     }
 
     pub fn set_machines(&self, machines: &[Arc<Machine>]) {
-        *locked(&self.machines) = machines.to_vec();
+        *locked(&self.machines) = machines.iter().map(Arc::downgrade).collect();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -107,8 +107,8 @@ impl Table {
 
     async fn make(&self, mut commit: Commit) -> Result<bool> {
         commit.guards.retain(|guard| !self.is_forgotten(guard));
-        if self.world.has(Canary::DroppedFirst) {
-            self.drop_first(&commit);
+        if self.world.has(Canary::UnendingWork) {
+            commit.writes.retain(|write| !matches!(write, Write::Delete(key) if key[0] == b'j'));
         }
         self.memory.commit(commit).await
     }
@@ -123,7 +123,9 @@ impl Table {
     }
 
     fn drop_first(&self, commit: &Commit) {
-        let machines = locked(&self.machines).clone();
+        let machines = locked(&self.machines).clone().into_iter();
+        let machines: Vec<Arc<Machine>> =
+            machines.filter_map(|machine| machine.upgrade()).collect();
         for write in &commit.writes {
             if let Write::Put(key, osd) = write
                 && let (Some(b'r'), Ok(file)) = (key.first(), key[1..].try_into())
@@ -220,6 +222,9 @@ impl Kv for TableClient {
 
     async fn commit(&self, commit: Commit) -> Result<bool> {
         self.go(22).await?;
+        if self.line.world.has(Canary::DroppedFirst) {
+            self.table.drop_first(&commit);
+        }
         let unknown = |why: &str| Err(Fault::unavailable(format!("table: {why}")));
         match self.table.fate() {
             Fate::Fine => {

@@ -43,7 +43,7 @@ impl Truth {
         self.tables.iter().for_each(|table| table.set_machines(machines));
     }
 
-    fn machine(&self, osd: OsdId) -> Option<Arc<Machine>> {
+    pub fn machine(&self, osd: OsdId) -> Option<Arc<Machine>> {
         locked(&self.machines).iter().find(|machine| machine.id == osd).cloned()
     }
 

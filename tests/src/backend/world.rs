@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::future::pending;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use backend_alba::fault::{Fault, Result};
@@ -18,6 +18,8 @@ use crate::world::rng::{Rng, mix};
 
 /// A call into a partition, or to who does not answer, fails after this time at the latest.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A process that reads by what it remembers learns within this time that the NSM answers again.
+const NOTICED_AFTER: Duration = Duration::from_secs(6);
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -29,13 +31,23 @@ struct Shared {
     calls: AtomicU64,
     /// Counts whatever begins to go wrong.
     troubles: AtomicU64,
-    /// Counts whatever keeps the NSM from answering.
-    silences: AtomicU64,
+    /// By then the NSM answers again, microseconds.
+    silent_until: AtomicU64,
     findings: Mutex<Vec<String>>,
     canary: Option<Canary>,
     /// The run is over: what is dropped from now on does nothing.
     is_over: AtomicBool,
     began: Instant,
+}
+
+/// Tells whether anything holds on to a world.
+pub struct Remains(Weak<Shared>);
+
+impl Remains {
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.0.strong_count() > 0
+    }
 }
 
 impl World {
@@ -46,7 +58,7 @@ impl World {
             trace: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             troubles: AtomicU64::new(0),
-            silences: AtomicU64::new(0),
+            silent_until: AtomicU64::new(0),
             findings: Mutex::default(),
             canary,
             is_over: AtomicBool::new(false),
@@ -92,12 +104,20 @@ impl World {
         self.0.troubles.load(Ordering::Relaxed)
     }
 
-    pub fn note_silence(&self) {
-        self.0.silences.fetch_add(1, Ordering::Relaxed);
+    /// Something keeps the NSM from answering for so long.
+    pub fn note_silence(&self, long: Duration) {
+        let until = (self.now() + long + NOTICED_AFTER).as_micros() as u64;
+        self.0.silent_until.fetch_max(until, Ordering::Relaxed);
     }
+    /// All processes know that the NSM answers, and have since then.
     #[must_use]
-    pub fn silences(&self) -> u64 {
-        self.0.silences.load(Ordering::Relaxed)
+    pub fn is_heard_since(&self, then: Duration) -> bool {
+        then > Duration::from_micros(self.0.silent_until.load(Ordering::Relaxed))
+    }
+    /// What is left of it when a run is over.
+    #[must_use]
+    pub fn remains(&self) -> Remains {
+        Remains(Arc::downgrade(&self.0))
     }
 
     pub fn find(&self, what: impl Into<String>) {

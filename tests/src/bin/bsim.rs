@@ -43,6 +43,9 @@ enum CanaryName {
     DroppedFirst,
     UnguardedPut,
     HalfCommit,
+    Unrepaired,
+    Uncollected,
+    UnendingWork,
 }
 
 impl From<CanaryName> for Canary {
@@ -54,6 +57,9 @@ impl From<CanaryName> for Canary {
             CanaryName::DroppedFirst => Self::DroppedFirst,
             CanaryName::UnguardedPut => Self::UnguardedPut,
             CanaryName::HalfCommit => Self::HalfCommit,
+            CanaryName::Unrepaired => Self::Unrepaired,
+            CanaryName::Uncollected => Self::Uncollected,
+            CanaryName::UnendingWork => Self::UnendingWork,
         }
     }
 }
