@@ -7,6 +7,7 @@ use super::Inner;
 use super::lane::{Lanes, Order};
 use super::repair::Notice;
 use crate::fault::Result;
+use crate::manifest::{Fragment, Manifest};
 use crate::name::ObjectId;
 
 /// What is not stored by then is made anew by maintenance.
@@ -48,7 +49,9 @@ async fn record_one(
         return Ok(false);
     };
     let added = [(None, Some(fragment))];
-    let outcome = inner.nsm.move_fragments(&order.namespace, &order.name, object, &added).await;
+    let fits = |now: &Manifest, new: &Fragment| inner.osds.fits(now, new);
+    let name = (&*order.namespace, &*order.name);
+    let outcome = inner.nsm.move_fragments(name, object, &added, &fits).await;
     lane.settle(matches!(outcome, Ok(true)), outcome.as_ref().err());
     lane.discard().await;
     outcome

@@ -10,10 +10,11 @@ use tokio::time::Instant;
 use super::Config;
 use crate::fault::{Fault, Kind, Result};
 use crate::health::Health;
+use crate::manifest::{Fragment, Manifest};
 use crate::name::{AlbaId, FragmentId, OsdId};
 use crate::nsm::{Nsm, OsdRecord, OsdRole};
 use crate::osd::{
-    Directory, Fragment, FragmentWriter, Local, Osd, Priority, Purpose, Room, Title, Unreachable,
+    self, Directory, FragmentWriter, Local, Osd, Priority, Purpose, Room, Title, Unreachable,
     Wanted,
 };
 use crate::outside::Outside;
@@ -253,6 +254,19 @@ impl Osds {
         placement::extend(policy, &taken, &candidates, count, || self.outside.fraction())
     }
 
+    /// Whether this fragment of an object may lie where it does, given all others: no other is on its OSD, and its node has
+    /// no more than the policy allows.
+    pub fn fits(&self, manifest: &Manifest, fragment: &Fragment) -> bool {
+        let present = self.present();
+        let node = present.nodes.get(&fragment.osd);
+        let all = manifest.fragments.iter();
+        let others: Vec<&Fragment> = all.filter(|other| other.index != fragment.index).collect();
+        let is_alone = others.iter().all(|other| other.osd != fragment.osd);
+        let is_near = |other: &&&Fragment| present.nodes.get(&other.osd) == node;
+        let on_node = others.iter().filter(is_near).count();
+        is_alone && (node.is_none() || on_node < manifest.policy.per_node())
+    }
+
     /// After this time a read is unusually slow.
     pub fn patience(&self) -> Duration {
         let mut latencies: Vec<Duration> =
@@ -364,13 +378,13 @@ impl Member {
         &self,
         wanted: Wanted,
         priority: Priority,
-    ) -> Result<Option<Arc<dyn Fragment>>> {
+    ) -> Result<Option<Arc<dyn osd::Fragment>>> {
         self.note(self.osd.open(wanted, priority).await)
     }
 
     pub async fn read(
         &self,
-        fragment: Arc<dyn Fragment>,
+        fragment: Arc<dyn osd::Fragment>,
         (from, to): (u64, u64),
         priority: Priority,
     ) -> Result<bytes::Bytes> {

@@ -277,7 +277,9 @@ impl Inner {
             made.iter().map(|fragment| (old(fragment.index), Some(*fragment))).collect();
         let count = moves.len() as u64;
         let (namespace, name) = (&order.namespace, &order.name);
-        let outcome = self.nsm.move_fragments(namespace, name, manifest.id, &moves).await;
+        let fits = |now: &Manifest, new: &Fragment| self.osds.fits(now, new);
+        let object = (&**namespace, &**name);
+        let outcome = self.nsm.move_fragments(object, manifest.id, &moves, &fits).await;
         lanes.settle(matches!(outcome, Ok(true)), outcome.as_ref().err());
         self.wakes.notify_one();
         // Changed meanwhile: someone else repaired or deleted it.

@@ -147,13 +147,14 @@ impl Nsm {
     }
 
     /// Where an object's fragments lie is changed, if it still is this one and lies where it was believed to: each pair is
-    /// a fragment that goes and one that comes. `false` when that does not hold; then nothing is changed.
+    /// a fragment that goes and one that comes, which must fit to where the others lie then: they may have moved since its
+    /// place was chosen. `false` when that does not hold; then nothing is changed.
     pub async fn move_fragments(
         &self,
-        namespace: &str,
-        name: &str,
+        (namespace, name): (&str, &str),
         object: ObjectId,
         moves: &[(Option<Fragment>, Option<Fragment>)],
+        fits: &(dyn Fn(&Manifest, &Fragment) -> bool + Sync),
     ) -> Result<bool> {
         let mut retry = Retry::new(&self.outside);
         loop {
@@ -168,6 +169,9 @@ impl Nsm {
             epochs::enable(&mut commit, space, moves.iter().filter_map(|(_, new)| new.as_ref()))?;
             commit.is(keys::object(space.id, name), value.clone());
             if !make_moves(&mut commit, (space.id, name), &mut manifest, moves) {
+                return Ok(false);
+            }
+            if !moves.iter().filter_map(|(_, new)| new.as_ref()).all(|new| fits(&manifest, new)) {
                 return Ok(false);
             }
             commit.put(keys::object(space.id, name), manifest.encode());

@@ -229,13 +229,17 @@ async fn fragments_move_only_from_where_they_are() {
         nsm.create_namespace("ns", None).await.unwrap();
         nsm.put_if_absent("ns", "x", &manifest(1)).await.unwrap();
         let moved = async |object, old, new| {
-            nsm.move_fragments("ns", "x", object, &[(old, new)]).await.unwrap()
+            let fits = |now: &Manifest, new: &Fragment| {
+                now.fragment(new.index.into()) == Some(new) && new.file != FragmentId([8; 16])
+            };
+            nsm.move_fragments(("ns", "x"), object, &[(old, new)], &fits).await.unwrap()
         };
         let id = ObjectId([1; 16]);
         let first = fragment(0, 1);
         assert!(!moved(ObjectId([2; 16]), None, Some(fragment(1, 5))).await, "another object");
         assert!(!moved(id, Some(fragment(0, 9)), Some(fragment(0, 5))).await, "it lies elsewhere");
         assert!(!moved(id, None, Some(fragment(0, 5))).await, "there is one");
+        assert!(!moved(id, None, Some(fragment(1, 8))).await, "it does not fit");
         assert_eq!(nsm.get("ns", "x").await.unwrap().unwrap(), manifest(1));
         assert_eq!(noted(&nsm).await, []);
         assert!(moved(id, None, Some(fragment(1, 5))).await);
@@ -248,8 +252,7 @@ async fn fragments_move_only_from_where_they_are() {
         assert!(nsm.is_live(OSD, FragmentId([6; 16])).await.unwrap());
         nsm.delete("ns", "x").await.unwrap().unwrap();
         assert_eq!(noted(&nsm).await.len(), 3);
-        let gone = nsm.move_fragments("ns", "x", id, &[(None, Some(first))]).await.unwrap();
-        assert!(!gone, "deleted");
+        assert!(!moved(id, None, Some(first)).await, "deleted");
     }
 }
 

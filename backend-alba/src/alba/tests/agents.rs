@@ -6,6 +6,7 @@ use super::faulty::Mood;
 use super::*;
 use crate::maintenance::{Counts, State, Task};
 use crate::manifest::Fragment;
+use crate::name::OsdId;
 use crate::nsm::OsdRole;
 use crate::preset::Raw;
 
@@ -161,6 +162,37 @@ async fn an_agent_that_leaves_stays_away() {
         tokio::time::sleep(Duration::from_millis(n * 7)).await;
         second.close().await;
         assert_eq!(agents().await, 1, "after {n} times");
+    }
+}
+
+/// Of several who place fragments of one object, each by what it read, not all may have their way.
+#[tokio::test]
+async fn fragments_placed_at_the_same_time_lie_apart() {
+    let shared = Shared::new(&["a", "a", "a", "b", "b", "c"]);
+    let alba = shared.begin(&["2,2,4,4"], &["repair=false", "rebalance=false"]).await;
+    fill(&alba, 1).await;
+    let read = alba.head("ns", "0").await.unwrap().unwrap();
+    let held: Vec<OsdId> = read.fragments.iter().map(|fragment| fragment.osd).collect();
+    let free = shared.disks.iter().map(|disk| disk.id).find(|id| !held.contains(id)).unwrap();
+    let relocate = async |fragment: Fragment| {
+        let (namespace, name) = ("ns".into(), "0".into());
+        alba.inner.relocate(&namespace, &name, read.clone(), fragment, free).await.unwrap()
+    };
+    // Two chose the same OSD.
+    let moved = (relocate(read.fragments[0]).await, relocate(read.fragments[1]).await);
+    assert_eq!(moved, (true, false));
+    let now = fragments(&alba, "0").await;
+    assert_eq!((now[0].osd, &now[1..]), (free, &read.fragments[1..]));
+    check(&alba, 1).await;
+    // No OSD has two, no node has more than x.
+    let mut manifest = Manifest { policy: "2,2,4,2".parse().unwrap(), ..read.clone() };
+    let on = |index: usize, disk: usize| Fragment {
+        osd: shared.disks[disk].id,
+        ..read.fragments[index]
+    };
+    for (disk, fits) in [(0, false), (1, false), (2, false), (3, false), (4, true), (5, true)] {
+        manifest.fragments = vec![on(0, 0), on(1, 1), on(2, 3), on(3, disk)];
+        assert_eq!(alba.inner.osds.fits(&manifest, &on(3, disk)), fits, "disk {disk}");
     }
 }
 
@@ -360,7 +392,8 @@ async fn a_put_that_is_late_is_refused_whatever_makes_it_live() {
     let put = [("late".to_string(), Change::Put(late.clone()))];
     is_outdated(nsm.apply("ns", &[], &put).await.unwrap_err());
     let moved = [(Some(manifest.fragments[0]), Some(late.fragments[0]))];
-    is_outdated(nsm.move_fragments("ns", "0", manifest.id, &moved).await.unwrap_err());
+    let moved = nsm.move_fragments(("ns", "0"), manifest.id, &moved, &|_, _| true).await;
+    is_outdated(moved.unwrap_err());
     is_outdated(nsm.replace("ns", "0", &manifest, &late).await.unwrap_err());
     assert_eq!(alba.head("ns", "0").await.unwrap().unwrap(), manifest);
     // What is live stays live, of whatever epoch; and a put begins again by itself.

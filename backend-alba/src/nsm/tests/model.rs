@@ -143,7 +143,7 @@ async fn carry_out(nsm: &Nsm, op: &Op, id: u8, seen: &mut Option<Manifest>) -> R
                 let moves = [(known.fragments.first().copied(), Some(fragment(0, id)))];
                 let name = NAMES[*name];
                 // Whether it is done depends on where the fragment lies, which the model does not know.
-                nsm.move_fragments("ns", name, known.id, &moves).await?;
+                nsm.move_fragments(("ns", name), known.id, &moves, &|_, _| true).await?;
                 return Err(Fault::unavailable("not modelled"));
             }
             None => return Err(Fault::unavailable("nothing to move")),
