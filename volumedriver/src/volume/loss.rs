@@ -13,7 +13,7 @@
 use std::rc::Rc;
 
 use volumedriver_core::fault::{Fault, Kind, Result};
-use volumedriver_core::units::NodeId;
+use volumedriver_core::units::{NodeId, ScoSeq};
 
 use super::chain::{self, Found};
 use super::{State, Volume};
@@ -49,11 +49,7 @@ impl<W: World> Volume<W> {
 
     async fn end_past(self: &Rc<Self>) -> Result<()> {
         self.seal_unjournalled();
-        loop {
-            let core = self.core.borrow();
-            let next = core.next_upload(core.shape().last_sco).map(|sco| sco.id().seq);
-            drop(core);
-            let Some(sco) = next else { break };
+        while let Some(sco) = self.next_unpublished() {
             let size = self.put_sco(sco).await?;
             self.publish_scos(vec![size]).await?;
         }
@@ -64,6 +60,11 @@ impl<W: World> Volume<W> {
         };
         chain::follow(&self.shared.world, self.id, NOBODY, found, || self.is_closing()).await?;
         Ok(())
+    }
+
+    fn next_unpublished(&self) -> Option<ScoSeq> {
+        let core = self.core.borrow();
+        core.next_upload(core.shape().last_sco).map(|sco| sco.id().seq)
     }
 
     /// The last SCO ends here, under a name of this epoch: its own may be on the backend with more in it. A seal in the journal, behind the gap, would say that there is none.
