@@ -67,7 +67,8 @@ impl<W: World> Volume<W> {
         core.next_upload(core.shape().last_sco).map(|sco| sco.id().seq)
     }
 
-    /// The last SCO ends here, under a name of this epoch: its own may be on the backend with more in it. A seal in the journal, behind the gap, would say that there is none.
+    /// The last SCO ends here, under a name of this epoch: its own may be on the backend with more in it. A seal in the journal,
+    /// behind the gap, would say that there is none.
     fn seal_unjournalled(&self) {
         let mut core = self.core.borrow_mut();
         if core.end_log() {
