@@ -81,10 +81,11 @@ impl<W: World> Volume<W> {
         }
     }
 
-    /// Seals the open SCO if it has changes. `NoSpace`: the buffer has no room for the seal now.
+    /// Seals the open SCO if it has changes. `NoSpace`: the buffer has no room for the seal now. Nothing is sealed of a damaged
+    /// volume: behind the gap, the seal would say that there is none.
     pub fn seal(&self) -> Result<()> {
         let mut core = self.core.borrow_mut();
-        if !core.has_open_changes() {
+        if !core.has_open_changes() || *self.state.borrow() != State::Running {
             return Ok(());
         }
         self.seal_now(&mut core)
