@@ -124,7 +124,7 @@ fn administration_as_tables_and_as_json() {
     assert_eq!(shown["policy"], "(1,1,2,1)");
     // OSDs, and how safe all is without one.
     let rows = table(&server, &["osd", "list"]);
-    assert_eq!((rows.len(), rows[0][0].as_str(), rows[1][2].as_str()), (5, "OSD", "active"));
+    assert_eq!((rows.len(), rows[0][0].as_str(), rows[1][3].as_str()), (5, "OSD", "active"));
     let osd = shown["fragments"][0]["osd_id"].as_str().unwrap();
     let rows = table(&server, &["safety"]);
     assert_eq!(rows[1], ["ns", "(1,1,2,1)", "2 of 2", "1", "300000", "1", "1"]);

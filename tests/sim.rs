@@ -103,5 +103,5 @@ fn canary_an_unchecked_cache_is_found() {
 
 #[test]
 fn canary_a_cache_that_is_believed_after_a_crash_is_found() {
-    found_within(50, Canary::UnmarkedCache);
+    found_within(200, Canary::UnmarkedCache);
 }

@@ -277,7 +277,12 @@ impl Inner {
             made.iter().map(|fragment| (old(fragment.index), Some(*fragment))).collect();
         let count = moves.len() as u64;
         let (namespace, name) = (&order.namespace, &order.name);
-        let fits = |now: &Manifest, new: &Fragment| self.osds.fits(now, new);
+        // What is bad and stays for want of another place takes none from what is made.
+        let fits = |now: &Manifest, new: &Fragment| {
+            let mut good = now.clone();
+            good.fragments.retain(|fragment| !bad.contains(fragment));
+            self.osds.fits(&good, new)
+        };
         let object = (&**namespace, &**name);
         let outcome = self.nsm.move_fragments(object, manifest.id, &moves, &fits).await;
         lanes.settle(matches!(outcome, Ok(true)), outcome.as_ref().err());
