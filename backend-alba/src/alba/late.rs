@@ -49,7 +49,7 @@ async fn record_one(
         return Ok(false);
     };
     let added = [(None, Some(fragment))];
-    let fits = |now: &Manifest, new: &Fragment| inner.osds.fits(now, new);
+    let fits = |now: &Manifest, new: &Fragment| inner.osds.fits(now, new, &[]);
     let name = (&*order.namespace, &*order.name);
     let outcome = inner.nsm.move_fragments(name, object, &added, &fits).await;
     lane.settle(matches!(outcome, Ok(true)), outcome.as_ref().err());

@@ -255,14 +255,15 @@ impl Osds {
     }
 
     /// Whether this fragment of an object may lie where it does, given all others: no other is on its OSD, and its node has
-    /// no more than the policy allows.
-    pub fn fits(&self, manifest: &Manifest, fragment: &Fragment) -> bool {
+    /// no more than the policy allows, not counting those that are `bad` and stay for want of another place.
+    pub fn fits(&self, manifest: &Manifest, fragment: &Fragment, bad: &[Fragment]) -> bool {
         let present = self.present();
         let node = present.nodes.get(&fragment.osd);
         let all = manifest.fragments.iter();
         let others: Vec<&Fragment> = all.filter(|other| other.index != fragment.index).collect();
         let is_alone = others.iter().all(|other| other.osd != fragment.osd);
-        let is_near = |other: &&&Fragment| present.nodes.get(&other.osd) == node;
+        let is_near =
+            |other: &&&Fragment| present.nodes.get(&other.osd) == node && !bad.contains(other);
         let on_node = others.iter().filter(is_near).count();
         is_alone && (node.is_none() || on_node < manifest.policy.per_node())
     }

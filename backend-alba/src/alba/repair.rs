@@ -103,6 +103,23 @@ pub(super) fn start(inner: &Arc<Inner>, mut notices: mpsc::Receiver<Notice>) {
     });
 }
 
+/// Which fragment goes to which of the chosen OSDs. One that has a bad fragment gets that one anew: beside another it would
+/// have two, should the bad one stay.
+fn assign(wanted: &[usize], chosen: Vec<OsdId>, bad: &[Fragment]) -> Vec<(usize, OsdId)> {
+    let index_on = |osd: OsdId| {
+        let there = bad.iter().find(|fragment| fragment.osd == osd);
+        there.map(|fragment| usize::from(fragment.index)).filter(|index| wanted.contains(index))
+    };
+    let (again, others): (Vec<OsdId>, Vec<OsdId>) =
+        chosen.into_iter().partition(|osd| index_on(*osd).is_some());
+    let mut targets: Vec<(usize, OsdId)> =
+        again.into_iter().filter_map(|osd| Some((index_on(osd)?, osd))).collect();
+    let taken: Vec<usize> = targets.iter().map(|(index, _)| *index).collect();
+    let rest = wanted.iter().copied().filter(|index| !taken.contains(index));
+    targets.extend(rest.zip(others));
+    targets
+}
+
 impl Inner {
     pub(super) fn notice(&self, notice: Notice) {
         if notice.is_needed && self.notices.try_send(notice).is_err() {
@@ -129,7 +146,7 @@ impl Inner {
         let held: Vec<OsdId> = good.iter().map(|fragment| fragment.osd).collect();
         let len = manifest.layout().fragment_len();
         let chosen = self.osds.extend(&preset, manifest.policy, &held, (wanted.len(), len)).await;
-        let targets: Vec<(usize, OsdId)> = wanted.iter().copied().zip(chosen).collect();
+        let targets = assign(&wanted, chosen, &bad);
         let made = match &targets[..] {
             [] => 0,
             targets => {
@@ -277,12 +294,7 @@ impl Inner {
             made.iter().map(|fragment| (old(fragment.index), Some(*fragment))).collect();
         let count = moves.len() as u64;
         let (namespace, name) = (&order.namespace, &order.name);
-        // What is bad and stays for want of another place takes none from what is made.
-        let fits = |now: &Manifest, new: &Fragment| {
-            let mut good = now.clone();
-            good.fragments.retain(|fragment| !bad.contains(fragment));
-            self.osds.fits(&good, new)
-        };
+        let fits = |now: &Manifest, new: &Fragment| self.osds.fits(now, new, bad);
         let object = (&**namespace, &**name);
         let outcome = self.nsm.move_fragments(object, manifest.id, &moves, &fits).await;
         lanes.settle(matches!(outcome, Ok(true)), outcome.as_ref().err());

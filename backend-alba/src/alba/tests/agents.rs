@@ -192,8 +192,13 @@ async fn fragments_placed_at_the_same_time_lie_apart() {
     };
     for (disk, fits) in [(0, false), (1, false), (2, false), (3, false), (4, true), (5, true)] {
         manifest.fragments = vec![on(0, 0), on(1, 1), on(2, 3), on(3, disk)];
-        assert_eq!(alba.inner.osds.fits(&manifest, &on(3, disk)), fits, "disk {disk}");
+        assert_eq!(alba.inner.osds.fits(&manifest, &on(3, disk), &[]), fits, "disk {disk}");
     }
+    // One that is bad and stays takes no room on its node, but its OSD has no other.
+    manifest.fragments = vec![on(0, 0), on(1, 1), on(2, 3), on(3, 2)];
+    assert!(alba.inner.osds.fits(&manifest, &on(3, 2), &[on(0, 0)]));
+    manifest.fragments[3] = on(3, 0);
+    assert!(!alba.inner.osds.fits(&manifest, &on(3, 0), &[on(0, 0)]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
