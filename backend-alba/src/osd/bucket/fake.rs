@@ -9,10 +9,12 @@ use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
+use tempfile::TempDir;
 
 use super::S3Url;
 
 const BUCKET: &str = "bucket";
+const KEYS: &str = "keys";
 /// Keys in one answer.
 const PAGE: usize = 7;
 
@@ -41,6 +43,9 @@ pub enum Mood {
 pub struct Fake {
     address: SocketAddr,
     state: Arc<Mutex<Stored>>,
+    /// Holds the file of credentials. Each server has its own: tests run side by side, and one that writes would empty it under
+    /// another that reads.
+    keys: Arc<TempDir>,
 }
 
 #[derive(Default)]
@@ -59,13 +64,14 @@ impl Fake {
         let address = listener.local_addr().unwrap();
         let app = axum::Router::new().fallback(handle).with_state(state.clone());
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { address, state }
+        let keys = TempDir::new().unwrap();
+        let text = "[default]\naws_access_key_id = a\naws_secret_access_key = b\n";
+        std::fs::write(keys.path().join(KEYS), text).unwrap();
+        Self { address, state, keys: Arc::new(keys) }
     }
 
     pub fn url(&self, more: &str) -> S3Url {
-        let keys = std::env::temp_dir().join("alba-tests-of-buckets-keys");
-        std::fs::write(&keys, "[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
-            .unwrap();
+        let keys = self.keys.path().join(KEYS);
         let (address, keys) = (self.address, keys.display());
         let text = format!("s3://{BUCKET}/p?endpoint=http://{address}&credentials={keys}{more}");
         text.parse().unwrap()
