@@ -77,6 +77,45 @@ fn without_descriptors_new_clients_wait_and_the_others_go_on() {
     daemon.stop();
 }
 
+/// From now on the daemon can open so many more files at a time.
+fn leave_descriptors(daemon: &Daemon, count: u64) -> Rlimit {
+    let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
+    let number = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.unwrap().file_name().to_str().unwrap().parse::<u64>().unwrap()
+    };
+    let open: std::collections::BTreeSet<u64> = open.map(number).collect();
+    let nth_free = (0..).filter(|n| !open.contains(n)).nth(count as usize);
+    limit_descriptors(daemon, Rlimit { current: nth_free, ..descriptor_limit(daemon) })
+}
+
+#[test]
+fn without_descriptors_no_vdisk_is_created_and_the_others_go_on() {
+    let mut daemon = daemon();
+    let mut old = Connection::open(&daemon.socket(), "disk").unwrap();
+    old.write(0, &[1; 4096]).unwrap();
+    old.flush().unwrap();
+    // Enough for the connection of the command, and nothing else.
+    let before = leave_descriptors(&daemon, 1);
+    let create = || daemon.command(&["vdisk", "create", "second", "--size", "64MiB"]);
+    let refused = create().outcome();
+    assert!(!refused.status.success(), "{refused}");
+    assert!(refused.err.contains("Too many open files"), "{refused}");
+    assert!(!daemon.command(&["vdisk", "list"]).run().contains("second"));
+    old.write(4096, &[2; 4096]).unwrap();
+    old.flush().unwrap();
+    assert_eq!(old.read(0, 8192).unwrap(), [[1; 4096], [2; 4096]].concat());
+    limit_descriptors(&daemon, before);
+    create().run();
+    let mut second = Connection::open(&daemon.socket(), "second").unwrap();
+    second.write(0, &[3; 4096]).unwrap();
+    second.flush().unwrap();
+    daemon.kill9();
+    daemon.restart();
+    let mut second = Connection::open(&daemon.socket(), "second").unwrap();
+    assert_eq!(second.read(0, 4096).unwrap(), [3; 4096]);
+    daemon.stop();
+}
+
 #[test]
 fn a_daemon_takes_as_many_descriptors_as_it_may() {
     let ours = getrlimit(Resource::Nofile);

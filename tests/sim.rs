@@ -48,7 +48,7 @@ fn the_same_seed_gives_the_same_run() {
 fn found_within(seeds: u64, canary: Canary) {
     let found = (0..seeds).find(|seed| !sim(*seed, Some(canary)).violations.is_empty());
     let found = found.unwrap_or_else(|| panic!("{seeds} seeds did not find {canary:?}"));
-    println!("{}: found by seed {found}, the {}th of {seeds}", canary.name(), found + 1);
+    println!("{canary:?}: found by seed {found}, the {}th of {seeds}", found + 1);
 }
 
 #[test]

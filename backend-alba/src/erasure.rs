@@ -9,9 +9,12 @@
 //! of a lost fragment is rebuilt from the same range of any k others, whatever stripes it touches, and encoding works
 //! through a stripe in steps that stay in the processor's cache. A test holds the codec to this.
 
-use bytes::Bytes;
-use reed_solomon_simd::{ReedSolomonDecoder, ReedSolomonEncoder};
+mod solve;
 
+use bytes::Bytes;
+use reed_solomon_simd::ReedSolomonEncoder;
+
+use self::solve::Pattern;
 use crate::fault::{Fault, Result};
 use crate::preset::Policy;
 use crate::trailer::ALIGN;
@@ -20,8 +23,6 @@ use crate::trailer::ALIGN;
 pub const GRAIN: u64 = 64;
 /// Coded at once, bytes of each fragment.
 const STEP: usize = 64 << 10;
-/// Decoded at once. Each decoding first finds out, at a fixed cost, what the fragments that are missing mean for this code.
-const DECODE_STEP: usize = 1 << 20;
 
 /// How fragments are computed; stored with every object, so that objects outlive a change of codec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,31 +317,19 @@ fn decode(
     lost: &[usize],
     len: usize,
 ) -> Result<Vec<Bytes>> {
-    let mut out: Vec<Aligned> = lost.iter().map(|_| Aligned::zeroed(len)).collect();
     if lost.is_empty() {
         return Ok(Vec::new());
     }
-    let (data, parity) = (policy.data(), policy.parity());
-    let step = len.clamp(GRAIN as usize, DECODE_STEP);
-    let mut decoder = ReedSolomonDecoder::new(data, parity, step).map_err(codec_fault)?;
-    for at in (0..len).step_by(step) {
-        let to = (at + step).min(len);
-        decoder.reset(data, parity, to - at).map_err(codec_fault)?;
-        for (index, bytes) in present.iter().take(data) {
-            let step = bytes.get(at..to).ok_or_else(|| Fault::bug("fragments of two lengths"))?;
-            match index.checked_sub(data) {
-                None => decoder.add_original_shard(*index, step),
-                Some(n) => decoder.add_recovery_shard(n, step),
-            }
-            .map_err(codec_fault)?;
-        }
-        let decoded = decoder.decode().map_err(codec_fault)?;
-        for (out, index) in out.iter_mut().zip(lost) {
-            let bytes = decoded.restored_original(*index);
-            let bytes = bytes.ok_or_else(|| Fault::bug("a unit was not restored"))?;
-            out.bytes_mut()[at..to].copy_from_slice(bytes);
-        }
+    let present = &present[..policy.data()];
+    if present.iter().any(|(_, bytes)| bytes.len() != len) {
+        return Err(Fault::bug("fragments of two lengths"));
     }
+    let indexes = present.iter().map(|(index, _)| *index).collect();
+    let factors = Pattern::new(policy, indexes, lost.to_vec()).factors()?;
+    let mut out: Vec<Aligned> = lost.iter().map(|_| Aligned::zeroed(len)).collect();
+    let present: Vec<&[u8]> = present.iter().map(|(_, bytes)| &bytes[..]).collect();
+    let mut units: Vec<&mut [u8]> = out.iter_mut().map(Aligned::bytes_mut).collect();
+    factors.solve(&present, &mut units);
     Ok(out.into_iter().map(Aligned::freeze).collect())
 }
 

@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod model;
 pub mod nbd;
 pub mod scenarios;
+pub mod seeds;
 pub mod servers;
 pub mod sim;
 pub mod tidy;

@@ -63,6 +63,7 @@ pub const HELD: &[(u32, &str, &str)] = &[
     (54, "tests/failures.rs", "a_cache_disk_that_is_too_small_or_breaks_is_left_alone"),
     (55, DEVICES, "scenario_55_when_the_write_buffer_fails_writes_are_refused_with_the_reason"),
     (56, DEVICES, "scenario_56_a_volume_that_fills_the_buffer_does_not_starve_a_small_one"),
+    (57, "tests/limits.rs", "without_descriptors_no_vdisk_is_created_and_the_others_go_on"),
     (58, "volumedriver/src/config/tests.rs", "a_reload_that_only_a_restart_could_fit_is_refused"),
     (58, "volumedriver/tests/management.rs", "configuration_is_shown_and_reloaded"),
     (59, "volumedriver/core/src/format/tests/refusal.rs", "an_unknown_version_is_named"),

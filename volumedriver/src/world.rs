@@ -181,6 +181,10 @@ pub trait ObjectStore: Clone + 'static {
     /// How fast puts may hand their bytes over from now on, bytes per second of all together; `None`: as fast as they can.
     /// Of no interest to a store that shares no disk with this node.
     fn pace(&self, _bytes_per_s: Option<u64>) {}
+    /// It lies on a disk of this node, as the write buffer does.
+    fn is_on_this_disk(&self) -> bool {
+        false
+    }
     /// A local file that holds the object's bytes from its first byte on, for reading without the store in between. The
     /// bytes are unverified. `None` when the store has no such thing or no such object.
     fn local_file(

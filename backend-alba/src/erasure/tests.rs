@@ -76,6 +76,27 @@ fn the_codec_computes_what_it_always_did() {
 }
 
 #[test]
+fn long_ranges_are_rebuilt_whatever_is_lost() {
+    for (data, parity) in [(1, 2), (2, 2), (4, 2), (5, 4), (8, 3), (3, 9), (32, 16)] {
+        let len = (40 << 10) + 192;
+        let mut units: Vec<Bytes> = (0..data).map(|n| noise(len, n as u64 + 1)).collect();
+        let slices: Vec<&[u8]> = units.iter().map(|unit| &unit[..]).collect();
+        let coded = encode(&slices, parity).unwrap().freeze();
+        units.extend((0..parity).map(|n| coded.slice(n * len..(n + 1) * len)));
+        let policy = Policy::new(data as u8, parity as u8, data as u8, 1).unwrap();
+        // Windows of those that are left, around the end: mostly data, mostly parity, and mixed.
+        for first in 0..data + parity {
+            let is_kept = |n: &usize| (n + data + parity - first) % (data + parity) < data;
+            let (kept, lost): (Vec<usize>, _) = (0..data + parity).partition(is_kept);
+            let present: Vec<_> = kept.iter().map(|n| (*n, units[*n].clone())).collect();
+            let rebuilt = rebuild(policy, &present, &lost).unwrap();
+            let expected: Vec<Bytes> = lost.iter().map(|n| units[*n].clone()).collect();
+            assert!(rebuilt == expected, "{data}+{parity}, kept {kept:?}");
+        }
+    }
+}
+
+#[test]
 fn more_than_announced_is_refused() {
     for policy in ["1,1,1,1", "2,1,2,1"] {
         let mut encoder = Encoder::new(layout(100, policy, 65_536));

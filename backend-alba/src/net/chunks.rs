@@ -45,9 +45,73 @@ impl Iterator for Chunks {
     }
 }
 
+/// A range that arrives in chunks and must have exactly so many bytes. One that comes in a single chunk is not copied.
+pub struct Gathered {
+    len: u64,
+    one: Bytes,
+    all: BytesMut,
+}
+
+impl Gathered {
+    #[must_use]
+    pub fn of(len: u64) -> Self {
+        Self { len, one: Bytes::new(), all: BytesMut::new() }
+    }
+
+    /// Bytes so far.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        (self.one.len() + self.all.len()) as u64
+    }
+
+    /// In words what is wrong when more arrives than was asked for.
+    pub fn add(&mut self, chunk: Bytes) -> Result<(), String> {
+        let got = self.count();
+        if got + chunk.len() as u64 > self.len {
+            return Err(format!("more than the {} bytes asked for arrive", self.len));
+        }
+        if got == 0 {
+            self.one = chunk;
+            return Ok(());
+        }
+        if self.all.is_empty() {
+            self.all.reserve(usize::try_from(self.len).unwrap_or_default());
+            self.all.extend_from_slice(&std::mem::take(&mut self.one));
+        }
+        self.all.extend_from_slice(&chunk);
+        Ok(())
+    }
+
+    /// In words what is wrong when the end came too early.
+    pub fn finish(self) -> Result<Bytes, String> {
+        let got = self.count();
+        if got < self.len {
+            return Err(format!("{got} of {} bytes arrived", self.len));
+        }
+        Ok(if self.all.is_empty() { self.one } else { self.all.freeze() })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_arrives_in_chunks_has_the_length_asked_for() {
+        let gathered = |len: u64, chunks: &[&'static [u8]]| {
+            let mut gathered = Gathered::of(len);
+            for chunk in chunks {
+                gathered.add(Bytes::from_static(chunk))?;
+            }
+            gathered.finish()
+        };
+        assert_eq!(gathered(0, &[]).unwrap(), "");
+        assert_eq!(gathered(3, &[b"abc"]).unwrap(), "abc");
+        assert_eq!(gathered(6, &[b"", b"ab", b"", b"cde", b"f"]).unwrap(), "abcdef");
+        assert!(gathered(3, &[b"ab"]).unwrap_err().contains("2 of 3"));
+        assert!(gathered(3, &[b"ab", b"cd"]).unwrap_err().contains("more than the 3"));
+        assert!(gathered(1, &[b"ab"]).unwrap_err().contains("more than the 1"));
+    }
 
     #[test]
     fn what_is_cut_and_gathered_is_the_body() {

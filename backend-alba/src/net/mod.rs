@@ -20,7 +20,7 @@ use tower::service_fn;
 
 use crate::fault::{Fault, Result};
 
-pub use chunks::{CHUNK_BYTES, Chunks};
+pub use chunks::{CHUNK_BYTES, Chunks, Gathered};
 pub use tls::{Tls, TlsFiles, explain};
 
 /// Longest message either side takes: a chunk or a page of names, with room for the framing.

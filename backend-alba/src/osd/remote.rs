@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use crc32fast::Hasher;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -27,7 +27,7 @@ use super::read::{check, combined};
 use super::{Fragment, FragmentWriter, Osd, Priority, Purpose, Room, Title, Wanted};
 use crate::fault::{Fault, Kind, Result};
 use crate::name::{AlbaId, FragmentId, OsdId};
-use crate::net::{Address, Chunks, MAX_MESSAGE_BYTES, Tls, endpoint, explain};
+use crate::net::{Address, Chunks, Gathered, MAX_MESSAGE_BYTES, Tls, endpoint, explain};
 use crate::preset;
 use crate::trailer::{BLOCK_BYTES, Trailer, blocks_of};
 
@@ -433,29 +433,11 @@ impl RemoteFragment {
         let len = request.len;
         let mut client = self.osd.client.clone();
         let mut chunks = client.read(request).await?.into_inner();
-        let mut one = Bytes::new();
-        let mut all = BytesMut::new();
+        let mut gathered = Gathered::of(len);
         while let Some(wire::ReadResponse { chunk }) = chunks.message().await? {
-            let received = (one.len() + all.len() + chunk.len()) as u64;
-            if received > len {
-                return Err(Status::data_loss(format!("more than the {len} bytes asked for")));
-            }
-            if one.is_empty() && all.is_empty() {
-                // A range in one chunk needs no copy.
-                one = chunk;
-                continue;
-            }
-            if all.is_empty() {
-                all.reserve(usize::try_from(len).unwrap_or_default());
-                all.extend_from_slice(&std::mem::take(&mut one));
-            }
-            all.extend_from_slice(&chunk);
+            gathered.add(chunk).map_err(Status::data_loss)?;
         }
-        let bytes = if all.is_empty() { one } else { all.freeze() };
-        if (bytes.len() as u64) < len {
-            return Err(Status::unavailable(format!("{} of {len} bytes arrived", bytes.len())));
-        }
-        Ok(bytes)
+        gathered.finish().map_err(Status::unavailable)
     }
 }
 

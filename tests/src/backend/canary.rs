@@ -1,6 +1,6 @@
 //! Bugs planted in the world, each as if the backend had it. The driver must notice every one of them.
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Canary {
     /// Manifests come before their fragments: an OSD says a fragment is durable a while before it is.
     ManifestFirst,

@@ -40,6 +40,7 @@ mod world;
 
 use std::panic::{self, AssertUnwindSafe};
 
+use crate::seeds;
 use crate::sim::{quietly, runtime, take_panics};
 use canary::Canary;
 use plan::Plan;
@@ -69,6 +70,27 @@ pub struct Outcome {
     pub trace: u64,
     /// Empty when all promises were kept.
     pub violations: Vec<String>,
+}
+
+impl seeds::Outcome for Outcome {
+    fn violations(&self) -> &[String] {
+        &self.violations
+    }
+    fn add(&mut self, other: &Self) {
+        self.steps += other.steps;
+        self.kills += other.kills;
+        self.troubles += other.troubles;
+        self.objects += other.objects;
+        self.calls += other.calls;
+        self.undecided += other.undecided;
+    }
+    fn sum(&self) -> String {
+        let Self { steps, kills, troubles, objects, calls, undecided, .. } = self;
+        format!(
+            "{steps} requests, {kills} kills, {troubles} troubles, {objects} objects at the end, {calls} calls, \
+             {undecided} histories undecided"
+        )
+    }
 }
 
 /// Runs one seed.

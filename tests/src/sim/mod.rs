@@ -34,6 +34,7 @@ use std::sync::Once;
 
 use tokio::runtime::{Builder, Runtime};
 
+use crate::seeds;
 use crate::world::faults::Canary;
 use plan::Plan;
 
@@ -47,7 +48,7 @@ pub struct Run {
 }
 
 /// What came of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Outcome {
     pub steps: u64,
     pub crashes: u64,
@@ -56,6 +57,21 @@ pub struct Outcome {
     pub trace: u64,
     /// Empty when all promises were kept.
     pub violations: Vec<String>,
+}
+
+impl seeds::Outcome for Outcome {
+    fn violations(&self) -> &[String] {
+        &self.violations
+    }
+    fn add(&mut self, other: &Self) {
+        self.steps += other.steps;
+        self.crashes += other.crashes;
+        self.objects += other.objects;
+    }
+    fn sum(&self) -> String {
+        let Self { steps, crashes, objects, .. } = self;
+        format!("{steps} steps, {crashes} crashes, {objects} objects")
+    }
 }
 
 /// What the guests and the driver find wrong, in order. Shared by all tasks of a run.

@@ -130,7 +130,7 @@ pub enum Crash {
 }
 
 /// A bug planted in the world, as a bug of the engine would look from outside. The driver must find each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Canary {
     /// A flush is forgotten: `sync` and `Durability::Now` return without making anything durable.
     SkippedFlush,
@@ -154,40 +154,6 @@ pub enum Canary {
     UncheckedCache,
     /// The cache's file does not say that it is in use: after a crash its catalogue is believed.
     UnmarkedCache,
-}
-
-impl Canary {
-    pub const ALL: [Self; 11] = [
-        Self::SkippedFlush,
-        Self::ReorderedManifest,
-        Self::ReusedName,
-        Self::UncheckedChecksum,
-        Self::UncheckedReplay,
-        Self::FullDiskFails,
-        Self::NoFence,
-        Self::UncheckedPage,
-        Self::IgnoredSyncError,
-        Self::UncheckedCache,
-        Self::UnmarkedCache,
-    ];
-
-    /// As it is called on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::SkippedFlush => "skipped-flush",
-            Self::ReorderedManifest => "reordered-manifest",
-            Self::ReusedName => "reused-name",
-            Self::UncheckedChecksum => "unchecked-checksum",
-            Self::UncheckedReplay => "unchecked-replay",
-            Self::FullDiskFails => "full-disk-fails",
-            Self::NoFence => "no-fence",
-            Self::UncheckedPage => "unchecked-page",
-            Self::IgnoredSyncError => "ignored-sync-error",
-            Self::UncheckedCache => "unchecked-cache",
-            Self::UnmarkedCache => "unmarked-cache",
-        }
-    }
 }
 
 /// Which of a host's disks.

@@ -9,6 +9,7 @@
 //! | `segment` | one segment file and the images in memory of what it gets |
 //! | `held` | per volume: which clusters of which SCO lie where |
 //! | `writer` | the task that writes, commits, recycles and grows |
+//! | `habit` | whether a flush is about to come |
 //! | `device` | access to the files that stands a full or failing device for a while |
 //! | `read` | clusters back out of memory or files |
 //! | `image` | a segment file in memory, with the places that cannot be read |
@@ -27,6 +28,7 @@
 //! - Data leaves the last `1/16` of the last free segment to seals, without which nothing could be uploaded and freed.
 
 mod device;
+mod habit;
 mod held;
 mod image;
 mod read;
@@ -232,6 +234,12 @@ impl<W: World> Buffer<W> {
         result
     }
 
+    /// Most memory for the latest segments' contents, bytes.
+    #[must_use]
+    pub fn most_memory_bytes(&self) -> u64 {
+        self.inner.config.memory_bytes
+    }
+
     /// Memory for the latest segments' contents, bytes: bounded by [`BufferConfig::memory_bytes`], or four images of 4 MiB
     /// if that is more, and what seals need.
     #[must_use]
@@ -242,7 +250,11 @@ impl<W: World> Buffer<W> {
 
 impl<W: World> Inner<W> {
     async fn flush(&self) -> Result<()> {
-        let last = self.tail.borrow().last_appended();
+        let last = {
+            let mut tail = self.tail.borrow_mut();
+            tail.habit.flushed();
+            tail.last_appended()
+        };
         self.flush_upto(last).await
     }
 
@@ -342,6 +354,9 @@ impl<W: World> VolumeLog<W> {
             previous_seq: tail.held(self.volume, self.cluster_size).last_seq,
         };
         let result = append(&mut tail, source);
+        if result.is_some() {
+            tail.habit.appended();
+        }
         let after = tail.pending_bytes();
         let batch = self.inner.config.batch_bytes;
         let crossed = before < batch && after >= batch;

@@ -350,8 +350,7 @@ async fn scan_all<F: DiskFile>(used: &[UsedFile<F>]) -> Result<Scanned> {
     let mut scanned = Scanned { records: Vec::new(), holes, durable_record: 0 };
     let mut spare: Option<AlignedBuf> = None;
     for (index, (segment, holes)) in used.iter().zip(&mut scanned.holes).enumerate() {
-        let later = used.iter().skip(index + 1).filter_map(|later| later.at.first_record);
-        let end = later.min().unwrap_or(u64::MAX);
+        let end = first_record_behind(used, index);
         let mut image = Image::read(&segment.file, spare.take()).await?;
         let found = scan(index, segment, &mut image).await?;
         let stated = found.iter().map(|record| record.header.durable_record).max();
@@ -361,6 +360,18 @@ async fn scan_all<F: DiskFile>(used: &[UsedFile<F>]) -> Result<Scanned> {
         spare = Some(image.bytes);
     }
     Ok(scanned)
+}
+
+/// Where a later segment begins: records of this one end before it.
+fn first_record_behind<F>(used: &[UsedFile<F>], index: usize) -> u64 {
+    let later = used.iter().skip(index + 1).filter_map(|later| later.at.first_record);
+    later.min().unwrap_or(u64::MAX)
+}
+
+/// A later segment begins no later than this one: nothing in it counts.
+fn is_shut_out<F>(used: &[UsedFile<F>], index: usize) -> bool {
+    let begins = used.get(index).and_then(|segment| segment.at.first_record);
+    begins.is_some_and(|begins| begins >= first_record_behind(used, index))
 }
 
 /// Every whole record header of this use, with the clusters of its payload that are bad.
@@ -456,12 +467,22 @@ impl Journal {
 
     /// Whether the next record may lie where the disk cannot read.
     fn ends_at_a_hole<F>(&self, used: &[UsedFile<F>], holes: &[Vec<u64>]) -> bool {
-        let last = self.records.last();
-        let (segment, end) = last.map_or((0, BLOCK), |last| (last.used, last.end()));
+        // What is shut out holds none of the records that follow, readable or not.
+        let live_from = |from| (from..used.len()).find(|index| !is_shut_out(used, *index));
         let hole_at =
             |segment: usize, at: u64| holes.get(segment).is_some_and(|holes| holes.contains(&at));
-        let cut_short = used.get(segment).is_some_and(|segment| segment.at.cut_short);
-        cut_short || hole_at(segment, end) || hole_at(segment + 1, BLOCK)
+        let (segment, end) = match self.records.last() {
+            Some(last) => (last.used, last.end()),
+            None => (live_from(0).unwrap_or(0), BLOCK),
+        };
+        let next = live_from(segment + 1);
+        let begins_next = next.and_then(|next| used.get(next)?.at.first_record);
+        // A segment that begins with the next record is the only place for it.
+        let here = begins_next != Some(self.last_record + 1) && {
+            let cut_short = used.get(segment).is_some_and(|segment| segment.at.cut_short);
+            cut_short || hole_at(segment, end)
+        };
+        here || next.is_some_and(|next| hole_at(next, BLOCK))
     }
 
     /// The newest record that holds anything.

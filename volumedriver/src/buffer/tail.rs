@@ -12,6 +12,7 @@ use volumedriver_core::format::journal::{
 use volumedriver_core::format::{Change, ChangeKind};
 use volumedriver_core::units::{ClusterSize, Epoch, ScoId, ScoSeq, VolumeId};
 
+use super::habit::Habit;
 use super::held::HeldVolume;
 use super::segment::{CHUNK_BYTES, Header, Segment};
 use crate::io::buf::Area;
@@ -102,6 +103,7 @@ pub(super) struct Tail<F> {
     volumes: HashMap<VolumeId, HeldVolume>,
     failure: Option<(Kind, String)>,
     pub waiters: Vec<Waiter>,
+    pub habit: Habit,
     pub writes_in_flight: u32,
     stopping: bool,
     pub closed: bool,
@@ -147,6 +149,7 @@ impl<F> Tail<F> {
             volumes: HashMap::new(),
             failure: None,
             waiters: Vec::new(),
+            habit: Habit::default(),
             writes_in_flight: 0,
             stopping: false,
             closed: false,

@@ -1,7 +1,8 @@
 //! The writer task: streams the tail out, commits flushes, writes segment headers, makes further segments.
 //!
 //! A commit with nothing in flight and nothing unsynced is one O_DSYNC write: one device round trip. Otherwise it writes
-//! what is pending, waits for all writes, and syncs each file once. Flushes that arrive meanwhile are the next commit.
+//! what is pending, waits for all writes, and syncs each file once. Flushes that arrive meanwhile are the next commit,
+//! unless they ask for nothing more: where a flush has followed every single write so far, the commit does not wait for it.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -30,6 +31,7 @@ const NOTE_AFTER: Duration = Duration::from_millis(100);
 
 enum Step {
     Stop,
+    /// A flush waits, or is expected.
     Commit,
     /// Write down that the last commit is durable.
     Note,
@@ -109,6 +111,9 @@ fn next_step<W: World>(inner: &Inner<W>, since: &mut Since) -> Step {
         return if tail.wants_note() { note_when_quiet(since, now) } else { Step::Wait(None) };
     }
     since.quiet = None;
+    if tail.habit.expects_flush() {
+        return Step::Commit;
+    }
     if tail.writes_in_flight >= MAX_WRITES {
         return Step::Wait(None);
     }

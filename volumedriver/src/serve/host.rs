@@ -265,11 +265,28 @@ impl Host {
             cluster_size: spec.cluster_size,
             settings: spec.settings,
         };
-        let volume = self.shard.create(entry.id, made).await?;
+        let volume = match self.shard.create(entry.id, made).await {
+            Ok(volume) => volume,
+            Err(fault) => {
+                self.sweep(entry.id);
+                return Err(fault);
+            }
+        };
         self.registry.put(&entry).await?;
         self.announce(&entry);
         self.desk.show(&volume);
         Ok(self.info_of(&entry.name, &volume))
+    }
+
+    /// Removes what there is of a volume that was not made. Nobody else will ever ask for its id.
+    fn sweep(&self, id: VolumeId) {
+        let world = self.shard.shared().world.clone();
+        self.shard.shared().world.spawn(async move {
+            let removed = world.store().delete_namespace(&names::namespace(id)).await;
+            if let Err(fault) = removed {
+                tracing::warn!(%id, %fault, "what there is of a vDisk that was not created stays on the backend");
+            }
+        });
     }
 
     fn volume(&self, name: &str) -> Result<Rc<Volume<RealWorld>>> {

@@ -77,6 +77,7 @@ impl<W: World> Shard<W> {
             buffer,
             cache,
             pressure: Notify::new(),
+            inflow: RefCell::default(),
             world,
         });
         let lost = replayed.lost;

@@ -143,6 +143,10 @@ impl ObjectStore for Embedded {
         self.pace.set(bytes_per_s);
     }
 
+    fn is_on_this_disk(&self) -> bool {
+        true
+    }
+
     async fn local_file(&self, namespace: &str, name: &str) -> Result<Option<Arc<std::fs::File>>> {
         let (alba, namespace, name) = (self.alba.clone(), namespace.to_string(), name.to_string());
         let found = self.call(async move { alba.local_file(&namespace, &name).await }).await?;

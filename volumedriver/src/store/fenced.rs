@@ -384,6 +384,9 @@ impl<S: ObjectStore, R: Registry> ObjectStore for Fenced<S, R> {
     fn pace(&self, bytes_per_s: Option<u64>) {
         self.store.pace(bytes_per_s);
     }
+    fn is_on_this_disk(&self) -> bool {
+        self.store.is_on_this_disk()
+    }
 
     async fn local_file(&self, namespace: &str, name: &str) -> Result<Option<Arc<std::fs::File>>> {
         self.store.local_file(namespace, name).await

@@ -150,6 +150,9 @@ impl ObjectStore for AnyStore {
     async fn delete(&self, namespace: &str, name: &str) -> Result<()> {
         of_any!(self, store => store.delete(namespace, name).await)
     }
+    fn is_on_this_disk(&self) -> bool {
+        matches!(self, Self::Embedded(_))
+    }
     fn pace(&self, bytes_per_s: Option<u64>) {
         match self {
             Self::Embedded(store) => store.pace(bytes_per_s),

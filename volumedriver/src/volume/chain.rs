@@ -35,9 +35,7 @@ pub(super) async fn until_answered<W: World, T>(
         match attempt().await {
             Err(fault) if matches!(fault.kind, Kind::Unavailable | Kind::NoSpace) => {
                 if closing() {
-                    return Err(
-                        Fault::closed(format!("{what}: given up on closing")).because(fault)
-                    );
+                    return Err(Fault::closed(format!("{what}: given up")).because(fault));
                 }
                 tracing::warn!(what, %fault, "the backend does not answer; trying again");
                 world.sleep(pause).await;

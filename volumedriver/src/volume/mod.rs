@@ -5,6 +5,7 @@
 //! of their sequence, of replay and of the backend (INV-2, INV-4).
 
 mod backend;
+mod burst;
 pub mod chain;
 mod checkpoint;
 mod flush;
@@ -33,6 +34,7 @@ use volumedriver_core::volume::Volume as Core;
 use volumedriver_core::volume::credits::Credits;
 
 pub use backend::{Backend, Most};
+pub use burst::Inflow;
 pub use loss::NOBODY;
 pub use open::{Left, Spec, create};
 
@@ -66,6 +68,7 @@ pub struct Shared<W: World> {
     pub metrics: ShardMetrics,
     /// Rung when a writer finds the buffer short of room: the shard then seals what pins the oldest segments.
     pub pressure: Notify,
+    pub inflow: RefCell<Inflow>,
 }
 
 /// What was uploaded since the volume was opened, and how much room it takes on the backend.

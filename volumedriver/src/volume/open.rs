@@ -7,9 +7,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
-use volumedriver_core::fault::{Fault, Result};
+use volumedriver_core::fault::{Fault, Kind, Result};
 use volumedriver_core::format::change::Mark;
 use volumedriver_core::format::framed::KeyId;
 use volumedriver_core::format::manifest::{Body, Manifest, Opening, Shape, check_volume_name};
@@ -30,6 +31,8 @@ use crate::world::{ObjectStore, PageStore, World};
 
 /// Most keys of one volume that are looked for when it is opened.
 const MAX_KEYS: u32 = 1000;
+/// From so long after its beginning on, the first refusal of the backend ends the making of a volume.
+const CREATE_PATIENCE: Duration = Duration::from_secs(10);
 /// Smallest and largest SCO, bytes.
 const SCO_BYTES: std::ops::RangeInclusive<u64> = 1 << 20..=128 << 20;
 
@@ -88,7 +91,14 @@ pub async fn create<W: World>(world: &W, node: NodeId, id: VolumeId, spec: &Spec
         openings: vec![Opening { epoch, no, node }],
     };
     let manifest = Manifest { volume: id, no, epoch, node, body: Body::Checkpoint(shape) };
-    put_certainly(world, &namespace, &names::manifest(no), vec![manifest.encode()], || false).await
+    let (name, body) = (names::manifest(no), vec![manifest.encode()]);
+    let began = world.now();
+    let too_long = || world.now().saturating_sub(began) >= CREATE_PATIENCE;
+    let made = put_certainly(world, &namespace, &name, body, too_long).await;
+    made.map_err(|fault| match fault.kind {
+        Kind::Closed => Fault::unavailable("the backend does not take it now").because(fault),
+        _ => fault,
+    })
 }
 
 /// What a crash left of a volume in the write buffer.

@@ -20,6 +20,7 @@ use volumedriver_core::format::tlog::Tlog;
 use volumedriver_core::units::{ClusterCount, ManifestNo, ScoSeq, TlogNo};
 
 use super::backend::{ScoKey, Table};
+use super::burst::LOOK_AGAIN;
 use super::chain::{self, next_manifest, put_certainly, until_answered};
 use super::{State, Volume};
 use crate::codec::{Built, Coding, Frames, ScoBuilder};
@@ -60,12 +61,22 @@ impl<W: World> Volume<W> {
     async fn upload_all(self: &Rc<Self>) -> Result<()> {
         let mut on_its_way: VecDeque<OnItsWay> = VecDeque::new();
         loop {
-            self.start_puts(&mut on_its_way);
+            let gives_way = self.start_puts(&mut on_its_way);
+            let burst = async {
+                match gives_way {
+                    true => self.shared.world.sleep(LOOK_AGAIN).await,
+                    false => std::future::pending().await,
+                }
+            };
             let Some((_, oldest)) = on_its_way.front_mut() else {
                 if self.is_closing() {
                     return Ok(());
                 }
-                self.sealed.notified().await;
+                tokio::select! {
+                    biased;
+                    () = self.sealed.notified() => {}
+                    () = burst => {}
+                }
                 continue;
             };
             tokio::select! {
@@ -77,18 +88,22 @@ impl<W: World> Volume<W> {
                     self.publish_scos(sizes).await?;
                 }
                 () = self.sealed.notified() => {}
+                () = burst => {}
             }
         }
     }
 
-    /// Starts as many puts as may run at the same time.
-    fn start_puts(self: &Rc<Self>, on_its_way: &mut VecDeque<OnItsWay>) {
+    /// Starts as many puts as may run at the same time. Whether there are more that let a burst go first.
+    fn start_puts(self: &Rc<Self>, on_its_way: &mut VecDeque<OnItsWay>) -> bool {
         let most = self.settings.borrow().upload_concurrency.max(1);
         while on_its_way.len() < most && !self.is_closing() {
             let published = self.core.borrow().shape().last_sco;
             let last = on_its_way.back().map_or(published, |(sco, _)| *sco);
             let next = self.core.borrow().next_upload(last).map(|s| s.id().seq);
-            let Some(sco) = next else { return };
+            let Some(sco) = next else { return false };
+            if self.gives_way() {
+                return true;
+            }
             let (done, size) = oneshot::channel();
             on_its_way.push_back((sco, size));
             // The shard decides on its pace.
@@ -99,6 +114,7 @@ impl<W: World> Volume<W> {
                 let _unheard = done.send(volume.put_sco(sco).await);
             });
         }
+        false
     }
 
     /// Stores one SCO; its size.

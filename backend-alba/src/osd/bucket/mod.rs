@@ -19,7 +19,7 @@ use std::sync::{Arc, Weak};
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::{OnceCell, mpsc};
 
 use self::refusal::{Meaning, Refusal, chain};
@@ -28,6 +28,7 @@ pub use self::url::S3Url;
 use super::Room;
 use super::objects::{Created, Objects, Page};
 use crate::fault::{Fault, Kind, Result};
+use crate::net::Gathered;
 
 /// The largest object S3 takes in one request, bytes.
 const LONGEST: u64 = 5 << 30;
@@ -264,30 +265,13 @@ fn range_of(output: &GetObjectOutput) -> Result<(u64, u64, u64)> {
 
 /// The body, which must have exactly this length.
 async fn collect(output: GetObjectOutput, len: u64) -> Result<Bytes> {
-    let (mut body, mut one, mut all) = (output.body, Bytes::new(), BytesMut::new());
+    let (mut body, mut gathered) = (output.body, Gathered::of(len));
     while let Some(chunk) = body.next().await {
-        let got = one.len() + all.len();
         let chunk = chunk.map_err(|error| {
-            let why = chain(&error);
+            let (got, why) = (gathered.count(), chain(&error));
             Fault::unavailable(format!("{got} of {len} bytes arrived, then: {why}"))
         })?;
-        if (got + chunk.len()) as u64 > len {
-            return Err(Fault::unavailable(format!("more than the {len} bytes asked for arrive")));
-        }
-        if got == 0 {
-            // A range in one chunk needs no copy.
-            one = chunk;
-            continue;
-        }
-        if all.is_empty() {
-            all.reserve(usize::try_from(len).unwrap_or_default());
-            all.extend_from_slice(&std::mem::take(&mut one));
-        }
-        all.extend_from_slice(&chunk);
+        gathered.add(chunk).map_err(Fault::unavailable)?;
     }
-    let bytes = if all.is_empty() { one } else { all.freeze() };
-    if (bytes.len() as u64) < len {
-        return Err(Fault::unavailable(format!("{} of {len} bytes arrived", bytes.len())));
-    }
-    Ok(bytes)
+    gathered.finish().map_err(Fault::unavailable)
 }

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use crc32fast::Hasher;
 use futures_util::stream::{self, Stream};
 use tokio::sync::mpsc;
@@ -25,7 +25,7 @@ use super::objects::{Created, Objects, Page};
 use super::{Limits, Room};
 use crate::fault::{Fault, Kind, Result};
 use crate::name::AlbaId;
-use crate::net::{MAX_MESSAGE_BYTES, Tls, endpoint, explain};
+use crate::net::{Gathered, MAX_MESSAGE_BYTES, Tls, endpoint, explain};
 
 /// The longest object another ALBA takes by default, bytes.
 const LONGEST: u64 = 1 << 30;
@@ -107,28 +107,11 @@ impl FarAlba {
         let (namespace, name) = (self.url.namespace.clone(), key.to_owned());
         let request = wire::GetRangeRequest { namespace, name, offset, len: Some(len) };
         let mut messages = self.client.clone().get_range(request).await?.into_inner();
-        let (mut one, mut all) = (Bytes::new(), BytesMut::new());
+        let mut gathered = Gathered::of(len);
         while let Some(wire::GetRangeResponse { chunk, .. }) = messages.message().await? {
-            let got = one.len() + all.len();
-            if (got + chunk.len()) as u64 > len {
-                return Err(Status::unavailable(format!("more than the {len} bytes asked for")));
-            }
-            if got == 0 {
-                // A range in one chunk needs no copy.
-                one = chunk;
-                continue;
-            }
-            if all.is_empty() {
-                all.reserve(usize::try_from(len).unwrap_or_default());
-                all.extend_from_slice(&std::mem::take(&mut one));
-            }
-            all.extend_from_slice(&chunk);
+            gathered.add(chunk).map_err(Status::unavailable)?;
         }
-        let bytes = if all.is_empty() { one } else { all.freeze() };
-        if (bytes.len() as u64) < len {
-            return Err(Status::unavailable(format!("{} of {len} bytes arrived", bytes.len())));
-        }
-        Ok(bytes)
+        gathered.finish().map_err(Status::unavailable)
     }
 }
 

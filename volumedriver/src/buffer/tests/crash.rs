@@ -111,8 +111,18 @@ async fn one_life(disk: &CrashDisk, model: &Model, context: &str) {
             attach(&buffer, n, epoch, seq)
         })
         .collect();
+    // A database: every write is flushed, and the buffer learns to expect it.
+    let flushes_each = disk.random(4) == 0;
     for _ in 0..200 + disk.random(400) {
         let n = disk.random(u64::from(VOLUMES)) as u8;
+        if flushes_each && disk.random(20) > 0 {
+            append(&logs[n as usize], n, 20, disk, model);
+            for _ in 0..disk.random(6) {
+                tokio::task::yield_now().await;
+            }
+            flush(&buffer, model, context).await;
+            continue;
+        }
         match disk.random(40) {
             0..4 => flush(&buffer, model, context).await,
             4 => dispose(&logs[n as usize], n, model),

@@ -19,6 +19,8 @@ struct Image {
     durable: Vec<u8>,
     /// Sectors that are not durable yet, oldest first: (a sector's offset, bytes).
     pending: Vec<(usize, Vec<u8>)>,
+    /// Offsets that cannot be read.
+    unreadable: Vec<usize>,
 }
 
 #[derive(Default)]
@@ -90,6 +92,10 @@ impl CrashDisk {
         image.live[offset] ^= 0x10;
         image.durable[offset] ^= 0x10;
     }
+    /// From now on the byte there cannot be read.
+    pub fn make_unreadable(&self, name: &str, offset: usize) {
+        self.0.files.borrow()[name].borrow_mut().unreadable.push(offset);
+    }
     pub fn find(&self, needle: &[u8]) -> Vec<(String, usize)> {
         let mut found = Vec::new();
         for (name, image) in &*self.0.files.borrow() {
@@ -156,7 +162,7 @@ impl CrashDisk {
             return Err(Fault::no_space("the disk is full"));
         }
         let zeroes = vec![0; len as usize];
-        let image = Image { live: zeroes.clone(), durable: zeroes, pending: Vec::new() };
+        let image = Image { live: zeroes.clone(), durable: zeroes, ..Image::default() };
         let image = Rc::new(RefCell::new(image));
         self.0.files.borrow_mut().insert(name.to_owned(), image.clone());
         Ok(CrashFile { disk: self.clone(), image })
@@ -171,6 +177,9 @@ impl DiskFile for CrashFile {
         self.disk.call().await;
         let at = offset as usize;
         let len = buf.len();
+        if self.image.borrow().unreadable.iter().any(|bad| (at..at + len).contains(bad)) {
+            return Err(Fault::corrupt("the disk reports a medium error"));
+        }
         buf.copy_from_slice(&self.image.borrow().live[at..at + len]);
         Ok(buf)
     }

@@ -164,6 +164,41 @@ fn damage_that_only_a_torn_record_tells_of_is_found_at_every_opening() {
     }
 }
 
+/// A record in this place, damaged so that nobody knows its number.
+fn lose_record(disk: &CrashDisk, n: u64) -> (String, usize) {
+    let (place, at) = disk.find(&clusters(n, 1).0)[0].clone();
+    disk.damage(&place, at - 4096 + 50);
+    (place, at - 4096)
+}
+
+#[test]
+fn a_torn_record_that_was_given_up_is_not_missed_when_its_block_decays() {
+    let disk = written_in_lives(&[1, 2, 1]);
+    // Damage: what tells of it is kept, also the segment of the torn record.
+    let (place, at) = disk.find(&clusters(0, 1).0)[0].clone();
+    disk.damage(&place, at + 50);
+    let (place, torn) = lose_record(&disk, 2);
+    live(&disk, async {
+        let (buffer, _) = open(&disk).await;
+        let log = attach(&buffer, 2, 4, 1);
+        let (data, crcs) = clusters(3, 1);
+        assert!(log.append_data(Seq(2), ClusterAddr(9), ScoSeq(2), 0, &crcs, &data).is_some());
+        flush(&buffer).await;
+    });
+    disk.restart();
+    // The next one with the same number is torn as well: the journal ends before both.
+    lose_record(&disk, 3);
+    disk.make_unreadable(&place, torn);
+    live(&disk, async {
+        let opened = Buffer::open(CrashWorld::new(disk.clone()), small_config()).await;
+        let (_, replayed) = opened.unwrap_or_else(|fault| panic!("{fault}"));
+        assert!(replayed.lost.is_none());
+        let damaged = |found: &&ReplayedVolume| !found.damage.is_empty();
+        let damaged: Vec<_> = replayed.volumes.iter().filter(damaged).map(|v| v.volume).collect();
+        assert_eq!(damaged, [volume(1)]);
+    });
+}
+
 #[test]
 fn the_last_record_is_a_torn_tail_when_it_is_bad_and_never_comes_back() {
     let disk = written();
@@ -206,6 +241,33 @@ fn another_nodes_buffer_is_refused_and_left_alone() {
         }
         let (_, replayed) = open(&disk).await;
         assert_eq!(replayed.len(), 2);
+    });
+}
+
+#[test]
+fn where_each_write_is_flushed_the_commit_begins_with_the_write() {
+    let disk = CrashDisk::seeded(7);
+    live(&disk, async {
+        let (buffer, _) = open(&disk).await;
+        let log = attach(&buffer, 1, 1, 0);
+        let durable = |n: u64| buffer.inner.tail.borrow().durable_record >= n;
+        for n in 0..5 {
+            assert!(append_one(&log, n).is_some());
+            flush(&buffer).await;
+        }
+        assert!(append_one(&log, 5).is_some());
+        while !durable(6) {
+            tokio::task::yield_now().await;
+        }
+        flush(&buffer).await;
+        // The habit is broken: no more is made durable than was asked for.
+        for n in 6..9 {
+            assert!(append_one(&log, n).is_some());
+            for _ in 0..30 {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert!(durable(7) && !durable(8));
     });
 }
 
