@@ -57,7 +57,8 @@ impl<W: World> Volume<W> {
             let drained = self.drained.notified();
             let unsealed = {
                 let mut core = self.core.borrow_mut();
-                let last_sealed = core.sealed_seq().max(self.published_seq.get());
+                // What a manifest names is sealed, also while its changes are still on their way into the map's base.
+                let last_sealed = core.sealed_seq().max(core.shape().last_seq);
                 last_sealed < upto && self.seal_now(&mut core).is_none()
             };
             if unsealed {
