@@ -427,6 +427,40 @@ fn scenario_56_a_volume_that_fills_the_buffer_does_not_starve_a_small_one() {
 // ---- the backend
 
 #[test]
+fn uploads_let_a_burst_go_first_and_keep_up_with_a_stream() {
+    let mut rig = rig(60);
+    rig.sizes.segment_count = 16;
+    rig.live(Crash::Kill, async |live| {
+        let uploaded = || {
+            let objects = live.universe.objects().into_iter();
+            objects.filter(|(_, name, _)| name.starts_with("sco/")).count()
+        };
+        // Up to 256 MiB/s, four writes to an SCO, which is sealed with the next write.
+        let burst = async |writes: std::ops::Range<usize>| {
+            for n in writes {
+                live.write(n * 64 % 1024, 64).await;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        burst(0..48).await;
+        let early = uploaded();
+        assert!(early <= 8, "{early} of 11 SCOs were uploaded during the burst");
+        tokio::time::sleep(seconds(1)).await;
+        assert_eq!(uploaded(), 11, "afterwards");
+        burst(48..288).await;
+        let (behind, early) = (live.volume.backlog().0, uploaded());
+        assert!(behind <= 8 << 20, "{behind} bytes are behind");
+        assert!((64..72).contains(&early), "{early} of 72");
+        // Somebody waits: the burst does not count.
+        live.drain().await;
+        assert_eq!(uploaded(), 72);
+    })
+    .finished();
+    rig.verify(Crash::Kill);
+    rig.verify(Crash::DiscardLocal);
+}
+
+#[test]
 fn scenario_25_while_half_of_the_calls_fail_everything_goes_on() {
     let mut rig = rig(25);
     rig.live(Crash::DiscardLocal, async |live| {
