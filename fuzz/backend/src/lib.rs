@@ -2,7 +2,7 @@
 //! RocksDB along, which a fuzzer must never build.
 
 #[rustfmt::skip]
-#[path = "../../../backend-alba/src/erasure.rs"]
+#[path = "../../../backend-alba/src/erasure/mod.rs"]
 pub mod erasure;
 #[rustfmt::skip]
 #[path = "../../../backend-alba/src/fault.rs"]
