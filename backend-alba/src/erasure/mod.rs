@@ -320,7 +320,10 @@ fn decode(
     if lost.is_empty() {
         return Ok(Vec::new());
     }
-    let present = &present[..policy.data()];
+    // In order, whoever came first: each order would be a pattern of its own.
+    let mut present: Vec<&(usize, Bytes)> = present.iter().collect();
+    present.sort_unstable_by_key(|(index, _)| *index);
+    present.truncate(policy.data());
     if present.iter().any(|(_, bytes)| bytes.len() != len) {
         return Err(Fault::bug("fragments of two lengths"));
     }
