@@ -11,12 +11,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use super::Inner;
 use super::osds::Member;
+use super::{Inner, REMOVED_AT_ONCE};
 use crate::fault::{Fault, Result};
 use crate::maintenance::Settings;
 use crate::name::FragmentId;
@@ -24,8 +23,6 @@ use crate::nsm::{Nsm, Removal};
 
 /// Removals noted done in one step.
 const STEP: usize = 256;
-/// Files being removed at once.
-const AT_ONCE: usize = 16;
 /// After a failure, or when another agent does it, it is looked at again this much later.
 const AGAIN: Duration = Duration::from_secs(30);
 /// Longest sleep with nobody looking at the settings, or whether the backend is closed.
@@ -156,10 +153,11 @@ impl Inner {
             let (gone, there): (Vec<Removal>, Vec<Removal>) = noted.into_iter().partition(is_there);
             let (now, later): (Vec<Removal>, Vec<Removal>) =
                 there.into_iter().partition(|removal| self.may_remove(removal));
-            let tasks: Vec<_> =
-                now.iter().copied().map(|removal| self.remove_one(removal)).collect();
-            let tried = stream::iter(tasks).buffer_unordered(AT_ONCE).collect::<Vec<_>>().await;
-            let mut removed: Vec<Removal> = tried.into_iter().flatten().collect();
+            let mut removed = Vec::new();
+            for some in now.chunks(REMOVED_AT_ONCE) {
+                self.agent.pace_removals(some.len() as u64).await;
+                removed.extend(self.remove_each(some).await);
+            }
             if removed.len() < now.len() || !later.is_empty() {
                 outcome = Removed::Some;
             }
@@ -171,11 +169,6 @@ impl Inner {
     /// One that hangs is not asked again and again.
     fn may_remove(&self, removal: &Removal) -> bool {
         self.osds.get(removal.osd).is_ok_and(|member| member.is_well())
-    }
-
-    async fn remove_one(&self, removal: Removal) -> Option<Removal> {
-        self.agent.pace_removals(1).await;
-        self.remove_file(removal.file, removal.osd).await.then_some(removal)
     }
 
     async fn begin_collection(&self) -> Result<Option<u32>> {
@@ -222,10 +215,14 @@ impl Inner {
                 continue;
             }
             let live = self.nsm.live_of(osd, &old).await?;
-            for id in old.into_iter().filter(|id| !live.contains(id)) {
-                tracing::info!(fragment = %id, %osd, "collecting a file without a manifest");
-                self.agent.pace_removals(1).await;
-                member.remove(id).await?;
+            let orphans: Vec<FragmentId> =
+                old.into_iter().filter(|id| !live.contains(id)).collect();
+            for some in orphans.chunks(REMOVED_AT_ONCE) {
+                self.agent.pace_removals(some.len() as u64).await;
+                for fragment in some {
+                    tracing::info!(%fragment, %osd, "collecting a file without a manifest");
+                }
+                member.remove(some).await?;
             }
         }
         Ok(())

@@ -14,8 +14,8 @@ use crate::manifest::{Fragment, Manifest};
 use crate::name::{AlbaId, FragmentId, OsdId};
 use crate::nsm::{Nsm, OsdRecord, OsdRole};
 use crate::osd::{
-    self, Directory, FragmentWriter, Local, Osd, Priority, Purpose, Room, Title, Unreachable,
-    Wanted,
+    self, Directory, FragmentWriter, Local, Osd, Priority, Purpose, Room, Sequence, Title,
+    Unreachable, Wanted,
 };
 use crate::outside::Outside;
 use crate::placement::{self, Candidate, Choice};
@@ -23,8 +23,8 @@ use crate::preset::{Policy, Preset};
 
 /// An OSD that does not say within this time how much room it has gets no fragment of this put.
 const ROOM_PATIENCE: Duration = Duration::from_secs(1);
-/// A file that is not removed within this time stays noted for removal.
-const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
+/// Files that are not removed within this time stay noted for removal.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(20);
 /// Reads longer than this say nothing about how quickly an OSD answers.
 const SHORT_READ_BYTES: u64 = 1 << 20;
 
@@ -401,10 +401,12 @@ impl Member {
         self.note(self.osd.open_raw(file).await)
     }
 
-    pub async fn remove(&self, file: FragmentId) -> Result<()> {
+    /// Files, with one call.
+    pub async fn remove(&self, files: &[FragmentId]) -> Result<()> {
         let late = |_| Fault::unavailable(format!("OSD {} does not answer", self.place()));
-        let removed = tokio::time::timeout(REMOVE_PATIENCE, self.osd.remove(file)).await;
-        self.note(removed.map_err(late).and_then(|removed| removed))
+        let sequence = Sequence::removing(files.iter().copied());
+        let removed = tokio::time::timeout(REMOVE_PATIENCE, self.osd.apply(sequence)).await;
+        self.note(removed.map_err(late).and_then(|removed| removed)).map(drop)
     }
 
     pub async fn list(&self, shard: u8) -> Result<Vec<FragmentId>> {

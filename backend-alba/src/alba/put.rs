@@ -72,6 +72,7 @@ impl Alba {
         let order = self.inner.order(&namespace, &name, len, purpose);
         let state = match self.inner.nsm.target(&namespace, &name).await? {
             None => State::Exists,
+            Some(preset) if len <= MAX_VALUE_BYTES as u64 => State::Held(Box::new(preset)),
             Some(preset) => {
                 self.inner.check_nsm(purpose).await?;
                 let none = HashSet::new();
@@ -110,6 +111,8 @@ pub struct Upload {
 enum State {
     /// The name was taken from the start: what arrives is passed over.
     Exists,
+    /// So small that it is held until it is whole: then it can begin again where an OSD fails.
+    Held(Box<Preset>),
     Idle(Box<Sending>),
     Writing(JoinHandle<Result<Sending>>),
     Failed,
@@ -134,6 +137,12 @@ impl Upload {
         }
         self.batch_len += piece.len();
         self.batch.push(piece);
+        let is_held = matches!(self.state, State::Held(_));
+        if is_held && self.batch_len as u64 > self.order.len {
+            self.state = State::Failed;
+            let (given, len) = (self.batch_len, self.order.len);
+            return Err(Fault::invalid(format!("{given} bytes given, {len} announced")));
+        }
         if self.batch_len >= BATCH_BYTES {
             self.write_batch().await?;
         }
@@ -145,9 +154,17 @@ impl Upload {
         if self.exists() {
             return Ok(Put::Exists);
         }
-        let mut sending = self.settled().await?;
         let batch = std::mem::take(&mut self.batch);
         let (inner, order, crc) = (self.alba.inner.clone(), self.order.clone(), self.crc);
+        if let State::Held(preset) = &self.state {
+            check_crc(&batch, crc)?;
+            let preset = preset.clone();
+            return to_its_end(Box::pin(
+                async move { inner.put_whole(&preset, &order, &batch).await },
+            ))
+            .await;
+        }
+        let mut sending = self.settled().await?;
         to_its_end(Box::pin(async move {
             let sent = sending.append(&batch).await;
             let manifest = sending.finish(sent, crc).await?;
@@ -180,7 +197,9 @@ impl Upload {
                 source: Some(Box::new(e)),
                 ..Fault::bug("a write did not end")
             })?,
-            State::Exists | State::Failed => Err(Fault::invalid("this upload has failed before")),
+            State::Exists | State::Held(_) | State::Failed => {
+                Err(Fault::invalid("this upload has failed before"))
+            }
         }
     }
 }
@@ -298,9 +317,7 @@ impl Sending {
         if let Some(announced) = announced
             && crc != announced
         {
-            return Err(Fault::invalid(format!(
-                "the bytes received have checksum {crc:08x}, {announced:08x} was announced"
-            )));
+            return Err(other_bytes(crc, announced));
         }
         if self.preset.verify == VerifyUpload::ReadBack {
             for fragment in &stored {
@@ -410,6 +427,20 @@ pub(super) async fn to_its_end<T: Send + 'static>(
 ) -> Result<T> {
     let ended = |e| Fault { source: Some(Box::new(e)), ..Fault::bug("a put did not end") };
     tokio::spawn(work).await.map_err(ended)?
+}
+
+fn check_crc(pieces: &[Bytes], announced: Option<u32>) -> Result<()> {
+    let Some(announced) = announced else { return Ok(()) };
+    let mut sum = crc32fast::Hasher::new();
+    pieces.iter().for_each(|piece| sum.update(piece));
+    let crc = sum.finalize();
+    if crc == announced { Ok(()) } else { Err(other_bytes(crc, announced)) }
+}
+
+fn other_bytes(crc: u32, announced: u32) -> Fault {
+    Fault::invalid(format!(
+        "the bytes received have checksum {crc:08x}, {announced:08x} was announced"
+    ))
 }
 
 /// By batches, so that no more than a few of them are in memory as fragments.

@@ -134,10 +134,35 @@ async fn a_truncated_or_missing_file_is_damage() {
 }
 
 #[tokio::test]
+async fn a_file_that_cannot_be_removed_keeps_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alba, stuck) = with_one_object(dir.path(), &noise(100, 4)).await;
+    for n in 0..200 {
+        let (name, body) = (n.to_string(), vec![noise(10, n)]);
+        let put = alba.put_if_absent("ns", &name, body, Purpose::Data).await;
+        assert_eq!(put.unwrap(), Put::Created);
+    }
+    assert_eq!(files(dir.path()).len(), 201);
+    // What has its name is no file.
+    fs::remove_file(&stuck).unwrap();
+    fs::create_dir(&stuck).unwrap();
+    assert!(alba.delete_namespace("ns").await.unwrap());
+    eventually(|| files(dir.path()) == std::slice::from_ref(&stuck)).await;
+    let noted = || async { alba.inner.nsm.removals(None, 300).await.unwrap().len() };
+    for _ in 0..100 {
+        if noted().await == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(noted().await, 1);
+}
+
+#[tokio::test]
 async fn files_go_with_their_objects_and_orphans_are_collected() {
     let dir = tempfile::tempdir().unwrap();
     let (alba, file) = with_one_object(dir.path(), &noise(100, 4)).await;
-    let mut upload = alba.begin_put("ns", "half", (100, Purpose::Data), None).await.unwrap();
+    let mut upload = alba.begin_put("ns", "half", (2 << 20, Purpose::Data), None).await.unwrap();
     upload.push(noise(60, 5)).await.unwrap();
     assert_eq!(files(dir.path()).len(), 2);
     drop(upload);

@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 
-use super::{Fragment, FragmentWriter, Osd, Priority, Purpose, Title, Wanted};
+use super::{Assert, Fragment, FragmentWriter, Osd, Priority, Purpose, Sequence, Small, Title};
+use super::{Update, Wanted};
 use crate::erasure::Layout;
 use crate::fault::Kind;
 use crate::name::{FragmentId, ObjectId};
@@ -25,6 +26,7 @@ pub async fn conforms(osd: &dyn Osd) {
     side_by_side(osd).await;
     given_up(osd).await;
     not_what_was_meant(osd).await;
+    sequences(osd).await;
 }
 
 /// To the client of a backend that it does not belong to it is out of reach, and nothing is changed.
@@ -36,6 +38,7 @@ pub async fn refuses_strangers(ours: &dyn Osd, theirs: &dyn Osd) {
         theirs.open(wanted, Priority::Foreground).await.map(drop),
         theirs.describe(wanted.file).await.map(drop),
         theirs.remove(wanted.file).await,
+        theirs.apply(Sequence::removing([wanted.file])).await.map(drop),
         theirs.list(wanted.file.0[0]).await.map(drop),
     ] {
         assert_eq!(outcome.unwrap_err().kind, Kind::Unavailable);
@@ -250,4 +253,83 @@ async fn not_what_was_meant(osd: &dyn Osd) {
         Err(fault) => assert_eq!(fault.kind, Kind::Corrupt),
     }
     assert!(fragment.is_removed());
+}
+
+fn small(body: &Bytes) -> (Small, Wanted) {
+    let title = title(body.len() as u64);
+    let wanted = Wanted { file: title.file, len: body.len() as u64, crc: crc32fast::hash(body) };
+    let bytes = vec![body.slice(..body.len() / 2), body.slice(body.len() / 2..)];
+    (Small { title, bytes, object_crc: None }, wanted)
+}
+
+async fn sequences(osd: &dyn Osd) {
+    let bodies = [0, 1, 5000, 1 << 20].map(noise);
+    let (stores, wanted): (Vec<Small>, Vec<Wanted>) = bodies.iter().map(small).unzip();
+    let old = put(osd, &noise(100), 100).await;
+    let mut updates: Vec<Update> = stores.into_iter().map(Update::Store).collect();
+    updates.insert(1, Update::Remove(old.file));
+    // What was never there, too.
+    updates.push(Update::Remove(FragmentId::random()));
+    let mut asserts: Vec<Assert> = wanted.iter().map(|new| Assert::Absent(new.file)).collect();
+    asserts.push(Assert::Present(old));
+    let whole = Sequence { asserts, updates, priority: Priority::Background };
+    let failed = |fault: crate::fault::Fault, what: &str| {
+        assert_eq!(fault.kind, Kind::AssertFailed, "{what}: {fault}");
+    };
+    // One assert that does not hold, the last one: nothing is done.
+    let other = Wanted { crc: old.crc ^ 1, ..old };
+    let longer = Wanted { len: old.len + 1, ..old };
+    let none = Wanted { file: FragmentId::random(), ..old };
+    let wrong = [other, longer, none].map(Assert::Present);
+    for wrong in wrong.into_iter().chain([Assert::Absent(old.file)]) {
+        let mut sequence = whole.clone();
+        sequence.asserts.push(wrong);
+        failed(osd.apply(sequence).await.unwrap_err(), &format!("{wrong:?}"));
+    }
+    // Nor when one of its fragments is not what its title says, or one is updated twice.
+    let (mut short, _) = small(&noise(50));
+    short.bytes.pop();
+    let again = Update::Remove(old.file);
+    for bad in [Update::Store(short), again] {
+        let mut sequence = whole.clone();
+        sequence.updates.push(bad);
+        let fault = osd.apply(sequence).await.unwrap_err();
+        assert!(matches!(fault.kind, Kind::Invalid | Kind::Bug), "{fault}");
+    }
+    for new in &wanted {
+        assert!(osd.describe(new.file).await.unwrap().is_none());
+    }
+    check(osd, old, &noise(100)).await;
+
+    let crcs: Vec<u32> = wanted.iter().map(|new| new.crc).collect();
+    assert_eq!(osd.apply(whole.clone()).await.unwrap(), crcs);
+    for (new, body) in wanted.iter().zip(&bodies) {
+        check(osd, *new, body).await;
+    }
+    assert!(osd.describe(old.file).await.unwrap().is_none());
+    failed(osd.apply(whole).await.unwrap_err(), "a second time");
+    // Asserts alone, then all of it goes at once.
+    let asserts = wanted.iter().map(|new| Assert::Present(*new)).collect();
+    let asserted = osd.apply(Sequence { asserts, ..Sequence::default() }).await.unwrap();
+    assert!(asserted.is_empty());
+    let gone = Sequence::removing(wanted.iter().map(|new| new.file));
+    for _ in 0..2 {
+        assert!(osd.apply(gone.clone()).await.unwrap().is_empty());
+    }
+    for new in wanted {
+        assert!(osd.describe(new.file).await.unwrap().is_none());
+    }
+    assert!(osd.apply(Sequence::default()).await.unwrap().is_empty());
+}
+
+/// Of sequences that store the same fragment at the same time one wins, on kinds that keep them apart.
+pub async fn keeps_sequences_apart(osd: &dyn Osd) {
+    let (first, wanted) = small(&noise(3000));
+    let racing = (0..8).map(|_| osd.apply(Sequence::storing(first.clone())));
+    let outcomes = join_all(racing).await;
+    let is_assert = |fault: crate::fault::Fault| fault.kind == Kind::AssertFailed;
+    let won = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    assert!(won == 1 && outcomes.into_iter().filter_map(Result::err).all(is_assert), "{won} won");
+    check(osd, wanted, &noise(3000)).await;
+    osd.remove(wanted.file).await.unwrap();
 }

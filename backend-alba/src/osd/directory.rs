@@ -19,15 +19,16 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, Kind, Result};
 use crate::name::{AlbaId, FragmentId, OsdId};
 use crate::trailer::{self, Trailer};
 
 use super::marker::Marker;
 use super::read::{self, ObjectFile};
 use super::room::{Limits, Room, Space};
+use super::sequence::Turns;
 use super::write::{self, ObjectWriter};
-use super::{Title, Wanted};
+use super::{Assert, Sequence, Title, Wanted};
 
 pub(super) const OBJECTS: &str = "objects";
 
@@ -40,6 +41,7 @@ pub struct Directory {
     direct: bool,
     space: Arc<Space>,
     marker: Marker,
+    turns: Turns,
 }
 
 impl Directory {
@@ -63,7 +65,8 @@ impl Directory {
         let direct = takes_direct(root).map_err(|e| Fault::io("it is not writable", e))?;
         let space =
             Space::open(root, limits).map_err(|e| Fault::io("its objects cannot be counted", e))?;
-        Ok(Self { id: marker.id, root: root.to_path_buf(), direct, space, marker })
+        let (id, root, turns) = (marker.id, root.to_path_buf(), Turns::default());
+        Ok(Self { id, root, direct, space, marker, turns })
     }
 
     /// The backend it belongs to.
@@ -150,6 +153,45 @@ impl Directory {
             Err(e) => Err(Fault::io(format!("cannot remove the file of fragment {id}"), e)),
         };
         self.named(outcome)
+    }
+
+    /// Asserts, then updates: see [`super::sequence`].
+    pub fn apply(&self, sequence: &Sequence) -> Result<Vec<u32>> {
+        self.named(sequence.check())?;
+        let _turn = self.turns.wait_for(sequence);
+        for assert in &sequence.asserts {
+            if !self.holds(assert)? {
+                return self.named(Err(assert.failed()));
+            }
+        }
+        let mut stored = Vec::new();
+        for small in sequence.stores() {
+            let mut writer = self.create(&small.title)?;
+            let written =
+                writer.append(&small.bytes).and_then(|()| writer.finish(small.object_crc));
+            stored.push((self.named(written)?, writer));
+        }
+        // Before anything is kept: one that fails stores nothing.
+        for file in sequence.removes() {
+            self.remove(file)?;
+        }
+        let keep = |(crc, mut writer): (u32, ObjectWriter)| {
+            writer.keep();
+            crc
+        };
+        Ok(stored.into_iter().map(keep).collect())
+    }
+
+    fn holds(&self, assert: &Assert) -> Result<bool> {
+        let opened = match assert {
+            Assert::Absent(file) => return Ok(self.open_plain(*file)?.is_none()),
+            Assert::Present(wanted) => self.open_fragment(*wanted),
+        };
+        match opened {
+            // What is there is something else.
+            Err(fault) if fault.kind == Kind::Corrupt => Ok(false),
+            opened => Ok(opened?.is_some()),
+        }
     }
 
     /// Identities of the files of one shard.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::gate::{Gate, Priority};
 use super::read::{ObjectFile, read_exact};
 use super::write::ObjectWriter;
-use super::{Directory, Fragment, FragmentWriter, Osd, Room, Title, Wanted};
+use super::{Directory, Fragment, FragmentWriter, Osd, Room, Sequence, Title, Wanted};
 use crate::fault::{Fault, Result};
 use crate::name::{AlbaId, FragmentId, OsdId};
 use crate::trailer::Trailer;
@@ -148,6 +148,9 @@ impl Osd for Local {
     }
     async fn remove(&self, file: FragmentId) -> Result<()> {
         self.run(Priority::Foreground, move |directory| directory.remove(file)).await
+    }
+    async fn apply(&self, sequence: Sequence) -> Result<Vec<u32>> {
+        self.run(sequence.priority, move |directory| directory.apply(&sequence)).await
     }
     async fn describe(&self, file: FragmentId) -> Result<Option<Trailer>> {
         self.run(Priority::Background, move |directory| directory.describe(file)).await

@@ -19,6 +19,7 @@ mod query;
 mod read;
 mod remote;
 mod room;
+mod sequence;
 mod unreachable;
 mod write;
 
@@ -40,6 +41,7 @@ pub use local::{Bare, Local, Ownership};
 pub use place::{Claimed, Place, asd_address, connect, is_anywhere, kind};
 pub use remote::{Described, Remote, describe};
 pub use room::{Limits, Purpose, Room, Space};
+pub use sequence::{Assert, MAX_PARTS, Sequence, Small, Update};
 pub use unreachable::Unreachable;
 
 /// What a new fragment is to be.
@@ -83,6 +85,10 @@ pub trait Osd: Debug + Send + Sync {
     async fn open_raw(&self, file: FragmentId) -> Result<Option<File>>;
     /// Succeeds also when there is none.
     async fn remove(&self, file: FragmentId) -> Result<()>;
+    /// Asserts, then updates; returns the checksums of what was stored, in order.
+    async fn apply(&self, sequence: Sequence) -> Result<Vec<u32>> {
+        sequence::one_by_one(self, sequence).await
+    }
     /// What a fragment's file says of itself; `None` when there is none. `Corrupt` when it says nothing that makes sense.
     async fn describe(&self, file: FragmentId) -> Result<Option<Trailer>>;
     /// All fragments whose id begins with this byte, also those being written.

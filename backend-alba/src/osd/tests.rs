@@ -80,7 +80,9 @@ fn pieces_of_any_alignment_come_back_as_written() {
 async fn a_directory_conforms() {
     let dir = tempfile::tempdir().unwrap();
     let directory = Directory::open(dir.path(), AlbaId::random(), LIMITS).unwrap();
-    conformance::conforms(&Local::new(directory, 4)).await;
+    let osd = Local::new(directory, 4);
+    conformance::conforms(&osd).await;
+    conformance::keeps_sequences_apart(&osd).await;
 }
 
 #[test]

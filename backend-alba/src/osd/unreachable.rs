@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{Fragment, FragmentWriter, Osd, Priority, Room, Title, Wanted};
+use super::{Fragment, FragmentWriter, Osd, Priority, Room, Sequence, Title, Wanted};
 use crate::fault::{Fault, Result};
 use crate::name::{AlbaId, FragmentId, OsdId};
 use crate::trailer::Trailer;
@@ -48,6 +48,9 @@ impl Osd for Unreachable {
         self.fault()
     }
     async fn remove(&self, _file: FragmentId) -> Result<()> {
+        self.fault()
+    }
+    async fn apply(&self, _sequence: Sequence) -> Result<Vec<u32>> {
         self.fault()
     }
     async fn describe(&self, _file: FragmentId) -> Result<Option<Trailer>> {

@@ -15,16 +15,16 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use volumedriver_proto::osd as wire;
 use wire::osd_server::{Osd as Service, OsdServer};
+use wire::update::What;
 use wire::write_request::Part as Message;
 use wire::write_response::State;
 
 use super::{CHUNK_BYTES, MAX_MESSAGE_BYTES};
 use crate::erasure::Layout;
-use crate::fault::Fault;
+use crate::fault::{Fault, Kind};
 use crate::name::{self, AlbaId, FragmentId, ObjectId, OsdId};
-use crate::osd::{
-    Asd, Bare, FragmentWriter, Local, Osd as _, Ownership, Priority, Purpose, Title, Wanted,
-};
+use crate::osd::{Asd, Bare, FragmentWriter, Local, Osd as _, Ownership, Priority, Purpose};
+use crate::osd::{Assert, MAX_PARTS, Sequence, Small, Title, Update, Wanted};
 use crate::preset::{self, Policy};
 use crate::trailer::Part;
 
@@ -34,8 +34,6 @@ const CHUNK_PATIENCE: Duration = Duration::from_secs(120);
 const WRITERS: usize = 256;
 /// Longest object whose fragments are kept here, bytes.
 const MAX_OBJECT_BYTES: u64 = 1 << 40;
-/// Fragments removed by one call at most.
-const MAX_REMOVED: usize = 1024;
 
 /// How an ASD presents itself.
 #[derive(Clone, Debug)]
@@ -105,7 +103,7 @@ impl OsdService {
     async fn set_owner(&self, change: Ownership) -> Result<(), Status> {
         let changed = self.osd.set_owner(change).await;
         changed.map_err(|fault| match fault.kind {
-            crate::fault::Kind::Invalid => Status::failed_precondition(fault.to_string()),
+            Kind::Invalid => Status::failed_precondition(fault.to_string()),
             _ => fault.into(),
         })
     }
@@ -307,23 +305,21 @@ impl Service for OsdService {
         Ok(Response::new(wire::InspectResponse { trailer: found.encode().into() }))
     }
 
-    async fn remove(
+    async fn apply(
         &self,
-        request: Request<wire::RemoveRequest>,
-    ) -> Result<Response<wire::RemoveResponse>, Status> {
-        let wire::RemoveRequest { pair, fragment_ids } = request.into_inner();
-        self.check(pair.as_ref())?;
-        let count = fragment_ids.len();
-        if count > MAX_REMOVED {
-            let message = format!("{count} fragments, at most {MAX_REMOVED} are legal");
-            return Err(Status::invalid_argument(message));
-        }
-        let files = fragment_ids.iter().map(|id| identity("fragment_id", id).map(FragmentId));
-        let files: Vec<FragmentId> = files.collect::<Result<_, Status>>()?;
-        for file in files {
-            self.osd.remove(file).await?;
-        }
-        Ok(Response::new(wire::RemoveResponse {}))
+        request: Request<wire::ApplyRequest>,
+    ) -> Result<Response<wire::ApplyResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.pair.as_ref())?;
+        let sequence = as_sequence(request)?;
+        sequence.check().map_err(|fault| Status::invalid_argument(fault.message))?;
+        let closed = |_| Status::internal("the bound of an OSD was closed");
+        let _permit = self.writers.acquire().await.map_err(closed)?;
+        let crc32s = self.osd.apply(sequence).await.map_err(|fault| match fault.kind {
+            Kind::AssertFailed => Status::aborted(fault.to_string()),
+            _ => fault.into(),
+        })?;
+        Ok(Response::new(wire::ApplyResponse { crc32s }))
     }
 
     async fn list(
@@ -350,6 +346,40 @@ fn chunks(file: Bare, offset: u64, end: u64) -> Chunks {
         }
     };
     Box::pin(stream::iter(starts).map(read).buffered(2))
+}
+
+fn as_sequence(request: wire::ApplyRequest) -> Result<Sequence, Status> {
+    let parts = request.asserts.len() + request.updates.len();
+    if parts > MAX_PARTS {
+        let message = format!("a sequence of {parts} parts, at most {MAX_PARTS} are legal");
+        return Err(Status::invalid_argument(message));
+    }
+    let asserts = request.asserts.into_iter().map(as_assert).collect::<Result<_, _>>()?;
+    let priority = as_priority(request.priority);
+    let update = |update| as_update(update, priority);
+    let updates = request.updates.into_iter().map(update).collect::<Result<_, _>>()?;
+    Ok(Sequence { asserts, updates, priority })
+}
+
+fn as_assert(assert: wire::Assert) -> Result<Assert, Status> {
+    let file = FragmentId(identity("fragment_id", &assert.fragment_id)?);
+    Ok(match assert.whole {
+        None => Assert::Absent(file),
+        Some(wire::Whole { len, crc32 }) => Assert::Present(Wanted { file, len, crc: crc32 }),
+    })
+}
+
+fn as_update(update: wire::Update, priority: Priority) -> Result<Update, Status> {
+    let nothing = || Status::invalid_argument("an update with nothing in it");
+    match update.what.ok_or_else(nothing)? {
+        What::Remove(id) => Ok(Update::Remove(FragmentId(identity("remove", &id)?))),
+        What::Store(store) => {
+            let none = || Status::invalid_argument("a fragment without a title");
+            let title = Title { priority, ..as_title(store.title.ok_or_else(none)?)? };
+            let (bytes, object_crc) = (vec![store.fragment], store.object_crc32);
+            Ok(Update::Store(Small { title, bytes, object_crc }))
+        }
+    }
 }
 
 fn as_title(title: wire::Title) -> Result<Title, Status> {

@@ -288,6 +288,17 @@ async fn what_fails_at_the_end_is_put_again_elsewhere() {
         assert_eq!(backend.put(&format!("{n}"), &body).await.unwrap(), Put::Created);
         backend.check(&format!("{n}"), &body).await;
     }
+    // One whose bytes came piece by piece, too, when it is small enough to have been held.
+    for (name, crc) in [("7", None), ("8", Some(crc32fast::hash(&body)))] {
+        let size = (body.len() as u64, Purpose::Data);
+        let mut upload = backend.alba.begin_put("ns", name, size, crc).await.unwrap();
+        for piece in [body.slice(..1), body.slice(1..)] {
+            upload.push(piece).await.unwrap();
+        }
+        assert_eq!(upload.finish().await.unwrap(), Put::Created);
+        backend.check(name, &body).await;
+        assert!(backend.alba.delete("ns", name).await.unwrap());
+    }
     eventually(|| backend.files() == 18).await;
     backend.set(3, Mood::Unsynced);
     let fault = backend.put("x", &body).await.unwrap_err();

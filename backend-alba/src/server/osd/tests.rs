@@ -10,7 +10,7 @@ use wire::osd_client::OsdClient;
 use super::*;
 use crate::fault::Kind;
 use crate::net::{Address, Server, endpoint};
-use crate::osd::conformance::{conforms, refuses_strangers};
+use crate::osd::conformance::{conforms, keeps_sequences_apart, refuses_strangers};
 use crate::osd::{Fragment, Osd, Remote, describe};
 
 const OURS: AlbaId = AlbaId([1; 16]);
@@ -111,6 +111,7 @@ async fn eventually(mut holds: impl FnMut() -> bool) {
 async fn an_asd_conforms() {
     let (disk, remote) = Disk::claimed().await;
     conforms(&remote).await;
+    keeps_sequences_apart(&remote).await;
     refuses_strangers(&remote, &disk.remote(THEIRS)).await;
     assert_eq!(disk.files().len(), 0);
 }
@@ -358,12 +359,53 @@ async fn nonsense_is_refused_and_the_server_goes_on() {
             wire::OpenRequest { pair: pair.clone(), fragment_id, len, crc32: 1, priority: -1 };
         assert_refused("open", client.open(open).await);
     }
-    for ids in [vec![Bytes::new()], vec![Bytes::from(vec![0; 17])], vec![as_bytes([0; 16]); 1025]] {
-        let remove = wire::RemoveRequest { pair: pair.clone(), fragment_ids: ids };
-        assert_refused("remove", client.remove(remove).await);
+    for request in bad_sequences(&remote, wanted) {
+        let apply = wire::ApplyRequest { pair: pair.clone(), ..request };
+        let said = format!("{apply:.300?}");
+        assert_refused(&said, client.apply(apply).await);
     }
     let read = open(&remote, wanted).await.read(0, 100, Priority::Foreground).await;
     assert!(read.unwrap() == noise(100));
+}
+
+fn bad_sequences(remote: &Remote, wanted: Wanted) -> Vec<wire::ApplyRequest> {
+    let remove = |id: Bytes| wire::Update { what: Some(What::Remove(id)) };
+    let assert = |id: Bytes| wire::Assert { fragment_id: id, whole: None };
+    let store = |title: Option<wire::Title>, len: usize| {
+        let fragment = Bytes::from(vec![0; len]);
+        let store = wire::Store { title, fragment, object_crc32: None };
+        wire::Update { what: Some(What::Store(store)) }
+    };
+    let title = || good_title(remote, remote.id());
+    let id = |n: u32| {
+        let mut id = [0; 16];
+        id[..4].copy_from_slice(&n.to_be_bytes());
+        as_bytes(id)
+    };
+    let long = wire::Title { object_len: 1 << 20, ..title() };
+    let half_a_mib = |_| {
+        let title = wire::Title { object_len: 1 << 19, ..title() };
+        store(Some(title), 1 << 19)
+    };
+    let updates = [
+        vec![remove(Bytes::new())],
+        vec![remove(Bytes::from(vec![0; 17]))],
+        (0..1025).map(|n| remove(id(n))).collect(),
+        vec![remove(id(1)), remove(id(1))],
+        vec![wire::Update { what: None }],
+        vec![store(None, 10)],
+        vec![store(Some(title()), 9)],
+        vec![store(Some(title()), 11)],
+        vec![store(Some(long), (1 << 20) + 1)],
+        vec![store(Some(wire::Title { unit: 0, ..title() }), 10)],
+        (0..17).map(half_a_mib).collect(),
+    ];
+    let of_updates = |updates| wire::ApplyRequest { updates, ..Default::default() };
+    let mut bad: Vec<wire::ApplyRequest> = updates.into_iter().map(of_updates).collect();
+    for asserts in [vec![assert(Bytes::new())], vec![assert(as_bytes(wanted.file.0)); 1025]] {
+        bad.push(wire::ApplyRequest { asserts, ..Default::default() });
+    }
+    bad
 }
 
 fn good_title(remote: &Remote, id: OsdId) -> wire::Title {

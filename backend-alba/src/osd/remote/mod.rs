@@ -4,6 +4,8 @@
 //! longer waits for one may drop it. What arrives is not believed: the checksums of a fragment's blocks must combine to the one
 //! its manifest has, and each block must match its own.
 
+mod writer;
+
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,30 +13,28 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use crc32fast::Hasher;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 use volumedriver_proto::osd as wire;
 use wire::osd_client::OsdClient;
-use wire::write_request::Part as Message;
-use wire::write_response::State;
+use wire::update::What;
 
+use self::writer::{Gathering, SMALL_BYTES, Streamed};
 use super::patience::{DEADLINE, SLOW_DEADLINE, for_bytes};
 use super::read::{check, combined};
-use super::{Fragment, FragmentWriter, Osd, Priority, Purpose, Room, Title, Wanted};
+use super::{
+    Assert, Fragment, FragmentWriter, Osd, Priority, Purpose, Room, Sequence, Small, Title,
+};
+use super::{Update, Wanted};
 use crate::fault::{Fault, Kind, Result};
 use crate::name::{AlbaId, FragmentId, OsdId};
-use crate::net::{Address, Chunks, Gathered, MAX_MESSAGE_BYTES, Tls, endpoint, explain};
+use crate::net::{Address, Gathered, MAX_MESSAGE_BYTES, Tls, endpoint, explain};
 use crate::preset;
 use crate::trailer::{BLOCK_BYTES, Trailer, blocks_of};
 
-/// What it says of its room is believed for so long: not every put must ask.
+/// What it says of its room is believed for so long, while it answers: not every put must ask.
 const ROOM_FOR: Duration = Duration::from_millis(500);
-/// Chunks between the writer of a fragment and its stream.
-const QUEUE: usize = 2;
 
 /// An OSD that belongs to a backend.
 #[derive(Clone, Debug)]
@@ -115,7 +115,8 @@ fn fault_of(status: &Status) -> Fault {
         Code::NotFound => Kind::NotFound,
         Code::InvalidArgument | Code::OutOfRange => Kind::Bug,
         Code::Ok | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded => Kind::Unavailable,
-        Code::AlreadyExists | Code::PermissionDenied | Code::Aborted => Kind::Unavailable,
+        Code::Aborted => Kind::AssertFailed,
+        Code::AlreadyExists | Code::PermissionDenied => Kind::Unavailable,
         // Another OSD answers there, or it is another backend's now.
         Code::FailedPrecondition => Kind::Unavailable,
         Code::Unimplemented | Code::Internal | Code::Unavailable => Kind::Unavailable,
@@ -165,7 +166,12 @@ impl Remote {
     }
 
     fn named<T>(&self, outcome: Result<T>) -> Result<T> {
-        outcome.map_err(|fault| fault.about(format!("OSD {}", place(&self.address))))
+        outcome.map_err(|fault| {
+            if fault.kind == Kind::Unavailable {
+                *self.last_room() = None;
+            }
+            fault.about(format!("OSD {}", place(&self.address)))
+        })
     }
 
     async fn call<T, F: Future<Output = Result<tonic::Response<T>, Status>>>(
@@ -175,12 +181,6 @@ impl Remote {
     ) -> Result<T> {
         let outcome = within(deadline, call(self.client.clone())).await;
         self.named(outcome.map(tonic::Response::into_inner))
-    }
-
-    async fn remove_one(&self, file: FragmentId) -> Result<()> {
-        let (pair, fragment_ids) = (self.pair(), vec![as_bytes(file.0)]);
-        let request = wire::RemoveRequest { pair, fragment_ids };
-        self.call(self.deadline, async |mut client| client.remove(request).await).await.map(drop)
     }
 }
 
@@ -209,22 +209,10 @@ impl Osd for Remote {
     }
 
     async fn create(&self, title: Title) -> Result<Box<dyn FragmentWriter>> {
-        let (file, len) = (title.file, title.part.layout.fragment_len());
-        let (steps, queue) = mpsc::channel(QUEUE);
-        let title = Message::Title(self.title(&title));
-        let begin = async |mut client: OsdClient<Channel>| {
-            // There is room for one: nobody has sent before.
-            let _ = steps.send(wire::WriteRequest { part: Some(title) }).await;
-            let mut answers = client.write(ReceiverStream::new(queue)).await?;
-            match answers.get_mut().message().await? {
-                Some(wire::WriteResponse { state: Some(State::Begun(_)) }) => Ok(answers),
-                _ => Err(Status::internal("a fragment was begun without an answer")),
-            }
-        };
-        let answers = self.call(self.deadline, begin).await?;
-        let (osd, steps, sum) = (self.clone(), Some(steps), Hasher::new());
-        let end = End::Open;
-        Ok(Box::new(RemoteWriter { osd, file, len, steps, answers, sum, end }))
+        if title.part.layout.fragment_len() <= SMALL_BYTES {
+            return Ok(Box::new(Gathering::begin(self, title).await?));
+        }
+        Ok(Box::new(Streamed::begin(self, &title).await?))
     }
 
     async fn open(&self, wanted: Wanted, priority: Priority) -> Result<Option<Arc<dyn Fragment>>> {
@@ -258,7 +246,22 @@ impl Osd for Remote {
     }
 
     async fn remove(&self, file: FragmentId) -> Result<()> {
-        self.remove_one(file).await
+        self.apply(Sequence::removing([file])).await.map(drop)
+    }
+
+    async fn apply(&self, sequence: Sequence) -> Result<Vec<u32>> {
+        self.named(sequence.check())?;
+        let is_alone = sequence.asserts.is_empty() && sequence.stores().next().is_none();
+        let is_quick = is_alone && sequence.updates.len() == 1;
+        let deadline = if is_quick { self.deadline } else { SLOW_DEADLINE };
+        let request = wire::ApplyRequest {
+            pair: self.pair(),
+            asserts: sequence.asserts.iter().map(as_assert).collect(),
+            priority: as_priority(sequence.priority),
+            updates: sequence.updates.into_iter().map(|update| self.update(update)).collect(),
+        };
+        let apply = async |mut client: OsdClient<Channel>| client.apply(request).await;
+        self.call(deadline, apply).await.map(|said| said.crc32s)
     }
 
     async fn describe(&self, file: FragmentId) -> Result<Option<Trailer>> {
@@ -285,11 +288,30 @@ impl Osd for Remote {
     async fn release(&self, _alba: AlbaId) -> Result<()> {
         let request = wire::ReleaseRequest { pair: self.pair() };
         let release = async |mut client: OsdClient<Channel>| client.release(request).await;
+        *self.last_room() = None;
         self.own(tokio::time::timeout(self.deadline, release(self.client.clone())).await)
     }
 }
 
 impl Remote {
+    fn update(&self, update: Update) -> wire::Update {
+        let what = match update {
+            Update::Remove(file) => What::Remove(as_bytes(file.0)),
+            Update::Store(small) => What::Store(self.store(small)),
+        };
+        wire::Update { what: Some(what) }
+    }
+
+    fn store(&self, small: Small) -> wire::Store {
+        let Small { title, bytes, object_crc } = small;
+        let title = wire::Title { pair: None, ..self.title(&title) };
+        let fragment = match &bytes[..] {
+            [whole] => whole.clone(),
+            pieces => pieces.concat().into(),
+        };
+        wire::Store { title: Some(title), fragment, object_crc32: object_crc }
+    }
+
     fn title(&self, title: &Title) -> wire::Title {
         let layout = title.part.layout;
         wire::Title {
@@ -305,117 +327,6 @@ impl Remote {
             created_ms: title.created_ms,
             metadata: title.purpose == Purpose::Metadata,
             priority: as_priority(title.priority),
-        }
-    }
-}
-
-struct RemoteWriter {
-    osd: Remote,
-    file: FragmentId,
-    len: u64,
-    /// `None` once nothing more may come.
-    steps: Option<mpsc::Sender<wire::WriteRequest>>,
-    answers: Streaming<wire::WriteResponse>,
-    sum: Hasher,
-    end: End,
-}
-
-/// How far the end of a fragment has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// It is being written: a stream that breaks leaves nothing there.
-    Open,
-    /// It may be there.
-    Asked,
-    Kept,
-    Removed,
-}
-
-impl RemoteWriter {
-    async fn send(&mut self, part: Message) -> Result<()> {
-        let lost = || Fault::unavailable("this fragment was given up before");
-        let steps = self.steps.as_ref().ok_or_else(lost)?;
-        let send = steps.send(wire::WriteRequest { part: Some(part) });
-        match tokio::time::timeout(SLOW_DEADLINE, send).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => {
-                // The stream has ended: it says why.
-                self.steps = None;
-                Err(self.answer().await.err().unwrap_or_else(lost))
-            }
-            Err(_) => {
-                self.steps = None;
-                Err(Fault::unavailable("it takes no bytes"))
-            }
-        }
-    }
-
-    async fn answer(&mut self) -> Result<u32> {
-        let deadline = for_bytes(SLOW_DEADLINE, self.len);
-        match within(deadline, self.answers.message()).await? {
-            Some(wire::WriteResponse { state: Some(State::Stored(stored)) }) => Ok(stored.crc32),
-            Some(_) => Err(Fault::unavailable("it answered something else than was asked")),
-            None => Err(Fault::unavailable("it ended the stream of a fragment")),
-        }
-    }
-
-    async fn end(&mut self, object_crc32: Option<u32>) -> Result<u32> {
-        self.end = End::Asked;
-        self.send(Message::Finish(wire::Finish { object_crc32 })).await?;
-        let (stored, sent) = (self.answer().await?, self.sum.clone().finalize());
-        if stored != sent {
-            let message = format!("it stored bytes with checksum {stored:08x}, not {sent:08x}");
-            return Err(Fault::unavailable(message));
-        }
-        Ok(stored)
-    }
-}
-
-#[async_trait]
-impl FragmentWriter for RemoteWriter {
-    async fn append(&mut self, pieces: Vec<Bytes>) -> Result<()> {
-        pieces.iter().for_each(|piece| self.sum.update(piece));
-        for chunk in Chunks::of(pieces) {
-            let sent = self.send(Message::Chunk(chunk)).await;
-            self.osd.named(sent)?;
-        }
-        Ok(())
-    }
-
-    async fn finish(&mut self, object_crc: Option<u32>) -> Result<u32> {
-        let ended = self.end(object_crc).await;
-        self.osd.named(ended)
-    }
-
-    fn keep(&mut self) {
-        self.end = End::Kept;
-    }
-
-    async fn discard(mut self: Box<Self>) {
-        self.steps = None;
-        if self.end == End::Open {
-            // The OSD answers once nothing is left.
-            let _ = tokio::time::timeout(DEADLINE, self.answers.message()).await;
-            self.end = End::Removed;
-        }
-        if self.end == End::Asked {
-            self.end = End::Removed;
-            if let Err(fault) = self.osd.remove_one(self.file).await {
-                tracing::warn!(%fault, fragment = %self.file, "an unwanted fragment stays until it is collected");
-            }
-        }
-    }
-}
-
-impl Drop for RemoteWriter {
-    fn drop(&mut self) {
-        if self.end != End::Asked {
-            return;
-        }
-        let (osd, file) = (self.osd.clone(), self.file);
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            // What cannot be removed now is collected later.
-            runtime.spawn(async move { osd.remove_one(file).await });
         }
     }
 }
@@ -477,6 +388,16 @@ impl Fragment for RemoteFragment {
     fn is_removed(&self) -> bool {
         self.is_removed.load(Ordering::Relaxed)
     }
+}
+
+fn as_assert(assert: &Assert) -> wire::Assert {
+    let (file, whole) = match assert {
+        Assert::Absent(file) => (*file, None),
+        Assert::Present(Wanted { file, len, crc }) => {
+            (*file, Some(wire::Whole { len: *len, crc32: *crc }))
+        }
+    };
+    wire::Assert { fragment_id: as_bytes(file.0), whole }
 }
 
 fn as_priority(priority: Priority) -> i32 {
