@@ -255,10 +255,15 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
-fn two_servers_on_one_etcd_are_one_backend_and_either_may_die() {
-    let etcd = Server::etcd();
+fn two_servers_on_one_etcd_over_tls_are_one_backend_and_either_may_die() {
+    let etcd = Server::etcd_over_tls();
     let folder = scratch();
-    let nsm = etcd.etcd_url("backend");
+    let (nsm, unknown) = (etcd.etcd_url("backend"), etcd.etcd_url_without_tls("backend"));
+    let stranger = Tool::within(60, program("alba"))
+        .args(&["serve", "--listen", "127.0.0.1:0", "--no-osd", "--nsm", &unknown, "--data-dir"])
+        .arg(folder.path().join("stranger"))
+        .outcome();
+    refused(&stranger, "etcd://");
     let serve =
         |name: &str| Alba::start(folder.path(), "serve", name, &["--no-osd", "--nsm", &nsm]);
     let (mut one, two) = (serve("one"), serve("two"));

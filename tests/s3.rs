@@ -184,6 +184,25 @@ fn a_vdisk_on_moto() {
 }
 
 #[test]
+fn a_vdisk_over_https_with_its_registry_over_tls() {
+    let (server, etcd) = (Server::moto_over_https(), Server::etcd_over_tls());
+    let good = config(&server, Some(&etcd));
+    // One side of each is not trusted: a line that says what to do.
+    let (trusted, untrusted) = (server.s3_url("pool"), server.s3_url_without_trust("pool"));
+    let (known, unknown) = (etcd.etcd_url("pool"), etcd.etcd_url_without_tls("pool"));
+    for (wrong, words) in [
+        (good.replace(&trusted, &untrusted), "ca=FILE"),
+        (good.replace(&known, &unknown), "registry etcd://"),
+    ] {
+        let mut refused = Daemon::prepare(&wrong);
+        refused.try_start().expect_err("it starts without trust");
+        let log = refused.log_tail();
+        assert!(log.contains(words), "{words}: {log}");
+    }
+    a_vdisk_lives_in_the_bucket(&good);
+}
+
+#[test]
 fn a_vdisk_on_s3s_fs_needs_the_registry() {
     let (server, etcd) = (Server::s3s_fs(), Server::etcd());
     let mut refused = Daemon::prepare(&config(&server, None));

@@ -2,9 +2,10 @@
 //!
 //! Pure: [`manifest`], [`trailer`], [`name`], [`preset`], [`erasure`], [`recovery`], `placement`, `health`, [`maintenance`].
 //! Waiting: [`osd`] (directories, disks behind gRPC, buckets, other ALBAs), [`nsm`] (tables), [`alba`] (the API, used by the gRPC server and in-process alike),
-//! `net` (sockets, TLS), [`server`]. [`mod@bench`] measures whatever stores objects.
+//! `net` (sockets, TLS), `background` (threads of low priority), [`server`]. [`mod@bench`] measures whatever stores objects.
 
 pub mod alba;
+mod background;
 pub mod bench;
 pub mod erasure;
 pub mod fault;

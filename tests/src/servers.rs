@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::alba::Authority;
 use crate::daemon::scratch;
 use crate::tool::Tool;
 
@@ -21,6 +22,15 @@ pub struct Server {
     child: Child,
     scratch: TempDir,
     port: u16,
+    /// `http` or `https`; then `ca.pem` in its folder, `client.pem` and `client-key.pem` are what a client needs.
+    scheme: &'static str,
+}
+
+/// Certificates of a server and of its clients, in its folder.
+fn certify(folder: &Path) {
+    let authority = Authority::new(folder);
+    authority.sign("server", "127.0.0.1", 2100);
+    authority.sign("client", "client", 2100);
 }
 
 /// Where `tests/setup` puts what no package has.
@@ -46,18 +56,35 @@ impl Server {
         Self::moto_with("False")
     }
 
+    /// With one thread, over TLS.
+    #[must_use]
+    pub fn moto_over_https() -> Self {
+        let scratch = scratch();
+        certify(scratch.path());
+        Self::moto_in(scratch, "False", "https")
+    }
+
     fn moto_with(threaded: &str) -> Self {
+        Self::moto_in(scratch(), threaded, "http")
+    }
+
+    fn moto_in(scratch: TempDir, threaded: &str, scheme: &'static str) -> Self {
         const SERVER: &str = "import sys\n\
             from werkzeug.serving import run_simple\n\
             from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app\n\
             app = DomainDispatcherApplication(create_backend_app)\n\
-            run_simple('127.0.0.1', int(sys.argv[1]), app, threaded=sys.argv[2] == 'True')";
+            tls = (sys.argv[3] + '/server.pem', sys.argv[3] + '/server-key.pem')\n\
+            run_simple('127.0.0.1', int(sys.argv[1]), app, threaded=sys.argv[2] == 'True',\n\
+                ssl_context=tls if sys.argv[4] == 'https' else None)";
         let port = free_port();
         let mut command = Command::new(installed("moto/bin/python"));
-        command.args(["-c", SERVER, &port.to_string(), threaded]);
-        let server = Self::start(command, scratch(), port);
+        command.args(["-c", SERVER, &port.to_string(), threaded]).arg(scratch.path()).arg(scheme);
+        let mut server = Self::start(command, scratch, port);
+        server.scheme = scheme;
+        let trust = server.path().join("ca.pem").display().to_string();
         Tool::new("curl")
-            .args(&["-sSf", "-X", "PUT", &format!("{}/{BUCKET}", server.http())])
+            .args(&["-sSf", "--cacert", &trust, "-X", "PUT"])
+            .args(&[&format!("{}/{BUCKET}", server.http())])
             .run();
         server
     }
@@ -81,23 +108,43 @@ impl Server {
 
     #[must_use]
     pub fn etcd() -> Self {
-        let (port, peers, scratch) = (free_port(), free_port(), scratch());
+        Self::etcd_in(scratch(), "http")
+    }
+
+    /// Both sides show a certificate.
+    #[must_use]
+    pub fn etcd_over_tls() -> Self {
+        let scratch = scratch();
+        certify(scratch.path());
+        Self::etcd_in(scratch, "https")
+    }
+
+    fn etcd_in(scratch: TempDir, scheme: &'static str) -> Self {
+        let (port, peers) = (free_port(), free_port());
         let (url, peer_url) =
-            (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peers}"));
+            (format!("{scheme}://127.0.0.1:{port}"), format!("http://127.0.0.1:{peers}"));
         let mut command = Command::new("etcd");
         command.arg("--data-dir").arg(scratch.path().join("etcd"));
         command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url]);
         command.args(["--listen-peer-urls", &peer_url, "--log-level", "error"]);
         command.args(["--initial-advertise-peer-urls", &peer_url]);
         command.arg("--initial-cluster").arg(format!("default={peer_url}"));
-        Self::start(command, scratch, port)
+        if scheme == "https" {
+            let file = |name: &str| scratch.path().join(name);
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(file("ca.pem"));
+            command.arg("--cert-file").arg(file("server.pem"));
+            command.arg("--key-file").arg(file("server-key.pem"));
+        }
+        let mut server = Self::start(command, scratch, port);
+        server.scheme = scheme;
+        server
     }
 
     fn start(mut command: Command, scratch: TempDir, port: u16) -> Self {
         let log = std::fs::File::create(scratch.path().join("log")).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-        let mut server = Self { child, scratch, port };
+        let mut server = Self { child, scratch, port, scheme: "http" };
         let begin = Instant::now();
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             let ended = server.child.try_wait().unwrap();
@@ -116,17 +163,43 @@ impl Server {
 
     #[must_use]
     pub fn http(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("{}://127.0.0.1:{}", self.scheme, self.port)
     }
 
     /// The bucket, with a prefix in it.
     #[must_use]
     pub fn s3_url(&self, prefix: &str) -> String {
+        let plain = self.s3_url_without_trust(prefix);
+        match self.scheme {
+            "https" => format!("{plain}&ca={}", self.path().join("ca.pem").display()),
+            _ => plain,
+        }
+    }
+
+    /// The same for who does not know the server's authority.
+    #[must_use]
+    pub fn s3_url_without_trust(&self, prefix: &str) -> String {
         format!("s3://{BUCKET}/{prefix}?endpoint={}", self.http())
     }
 
     #[must_use]
     pub fn etcd_url(&self, prefix: &str) -> String {
+        let plain = self.etcd_url_without_tls(prefix);
+        let file = |name: &str| self.path().join(name).display().to_string();
+        match self.scheme {
+            "https" => format!(
+                "{plain}?ca={}&certificate={}&key={}",
+                file("ca.pem"),
+                file("client.pem"),
+                file("client-key.pem")
+            ),
+            _ => plain,
+        }
+    }
+
+    /// The same for who has no certificate and knows no authority.
+    #[must_use]
+    pub fn etcd_url_without_tls(&self, prefix: &str) -> String {
         format!("etcd://127.0.0.1:{}/{prefix}", self.port)
     }
 

@@ -1,10 +1,11 @@
-//! Bounds: how many blocking threads, uploads and reads may be under way at once.
+//! Where work is done, and bounds: how many blocking threads, uploads and reads may be under way at once.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Config;
+use crate::background;
 use crate::fault::{Fault, Result};
 
 /// Where work that takes a processor, or blocks, is done.
@@ -53,6 +54,14 @@ impl Blocking {
         let ended =
             |e| Fault { source: Some(Box::new(e)), ..Fault::bug("a blocking task did not end") };
         task.await.map_err(ended)?
+    }
+
+    /// Work that nobody waits for.
+    pub(super) fn spawn_in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
+        match self.kind {
+            Threads::Blocking => drop(background::handle().spawn(work)),
+            Threads::Here => drop(tokio::spawn(work)),
+        }
     }
 
     pub(super) async fn may_put(&self) -> Result<OwnedSemaphorePermit> {

@@ -40,8 +40,9 @@ pub(super) async fn first_epoch(nsm: &Nsm) -> Result<u32> {
 
 /// Starts the work; it ends with the backend.
 pub(super) fn start(inner: &Arc<Inner>) {
-    tokio::spawn(removals(Arc::downgrade(inner), inner.wakes.clone()));
-    tokio::spawn(orphans(Arc::downgrade(inner), inner.shortage.clone()));
+    let background = &inner.blocking;
+    background.spawn_in_background(removals(Arc::downgrade(inner), inner.wakes.clone()));
+    background.spawn_in_background(orphans(Arc::downgrade(inner), inner.shortage.clone()));
 }
 
 async fn removals(backend: Weak<Inner>, wakes: Arc<Notify>) {

@@ -16,6 +16,7 @@ use super::lane::{Lanes, Order};
 use super::{Inner, fetch};
 use crate::erasure;
 use crate::fault::{Fault, Result};
+use crate::maintenance::pace::step_bytes;
 use crate::manifest::{Fragment, Manifest};
 use crate::name::{FragmentId, OsdId};
 use crate::osd::Priority;
@@ -23,8 +24,6 @@ use crate::trailer::Part;
 
 /// Objects noticed and not repaired yet, at most; those beyond are left to verification.
 pub(super) const NOTICES: usize = 1024;
-/// Bytes of each fragment that are rebuilt at once.
-const STEP: u64 = 1 << 20;
 /// A fragment that takes longer for a step is rebuilt from others.
 const LEAVING_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -79,7 +78,7 @@ pub(super) struct Repaired {
 /// Repairs what is noticed, one object after the other; ends with the backend.
 pub(super) fn start(inner: &Arc<Inner>, mut notices: mpsc::Receiver<Notice>) {
     let backend: Weak<Inner> = Arc::downgrade(inner);
-    tokio::spawn(async move {
+    inner.blocking.spawn_in_background(async move {
         while let Some(notice) = notices.recv().await {
             let Some(inner) = backend.upgrade() else { return };
             let fragments = notice.damaged.iter().copied().collect();
@@ -228,8 +227,11 @@ impl Inner {
         let without: HashSet<usize> = lost.iter().map(|fragment| fragment.index.into()).collect();
         let wanted: Vec<usize> = targets.iter().map(|(index, _)| *index).collect();
         let len = layout.fragment_len();
-        for from in (0..len).step_by(STEP as usize) {
-            let span = layout.grains(from, (from + STEP).min(len));
+        let mut from = 0;
+        while from < len {
+            let to = len.min(from + step_bytes(self.agent.settings().bytes_per_second));
+            let span = layout.grains(from, to);
+            from = to;
             self.agent.pace_bytes((span.1 - span.0) * wanted.len() as u64).await;
             let rebuilt = match self.read_leaving(manifest, &wanted, &leaving, span).await {
                 Some(read) => read,

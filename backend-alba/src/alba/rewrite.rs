@@ -9,12 +9,10 @@ use super::lane::Order;
 use super::put::Sending;
 use super::{Inner, fetch, late};
 use crate::fault::Result;
+use crate::maintenance::pace::step_bytes;
 use crate::manifest::Manifest;
 use crate::osd::Priority;
 use crate::preset::Policy;
-
-/// Bytes read and cut at once.
-const STEP: u64 = 4 << 20;
 
 impl Inner {
     /// `false` when the object was changed or deleted meanwhile, or would be stored as it is.
@@ -55,11 +53,14 @@ impl Inner {
     }
 
     async fn pour(self: &Arc<Self>, from: &Arc<Manifest>, to: &mut Sending) -> Result<()> {
-        for at in (0..from.len).step_by(STEP as usize) {
-            let len = STEP.min(from.len - at);
+        let (mut at, data) = (0, from.policy.data() as u64);
+        while at < from.len {
+            let step = step_bytes(self.agent.settings().bytes_per_second) * data;
+            let len = step.min(from.len - at);
             self.agent.pace_bytes(len).await;
             let bytes = fetch::range(self, from, (at, len), Priority::Background).await.outcome?;
             to.append(&[bytes]).await?;
+            at += len;
         }
         Ok(())
     }

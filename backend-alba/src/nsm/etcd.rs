@@ -40,7 +40,7 @@ const WRITES: usize = 120;
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 const DEFAULT_PREFIX: &str = "alba";
 
-/// Where a cluster is. As text: `etcd://HOST:PORT[,HOST:PORT]...[/PREFIX][?ca=FILE&cert=FILE&key=FILE&name=NAME]`.
+/// Where a cluster is. As text: `etcd://HOST:PORT[,HOST:PORT]...[/PREFIX][?ca=FILE&certificate=FILE&key=FILE&name=NAME]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EtcdPlace {
     /// Members of the cluster.
@@ -94,16 +94,17 @@ fn tls_of(query: &str) -> Result<EtcdTls, String> {
     for part in query.split('&') {
         match part.split_once('=').filter(|(_, value)| !value.is_empty()) {
             Some(("ca", file)) => tls.ca = Some(file.into()),
-            Some(("cert", file)) => tls.cert = Some(file.into()),
+            // The first is what every URL says, the second what this one said at first.
+            Some(("certificate" | "cert", file)) => tls.cert = Some(file.into()),
             Some(("key", file)) => tls.key = Some(file.into()),
             Some(("name", name)) => tls.name = Some(name.into()),
             _ => {
-                return Err(format!("{part:?} is none of ca=FILE, cert=FILE, key=FILE, name=NAME"));
+                return Err(format!("{part:?} is none of ca=FILE, certificate=FILE, key=FILE, name=NAME"));
             }
         }
     }
     if tls.cert.is_some() != tls.key.is_some() {
-        return Err("cert and key go together".into());
+        return Err("certificate and key go together".into());
     }
     Ok(tls)
 }

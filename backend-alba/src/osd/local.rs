@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::runtime::Handle;
 
 use super::gate::{Gate, Priority};
 use super::read::{ObjectFile, read_exact};
 use super::write::ObjectWriter;
 use super::{Directory, Fragment, FragmentWriter, Osd, Room, Sequence, Title, Wanted};
+use crate::background;
 use crate::fault::{Fault, Result};
 use crate::name::{AlbaId, FragmentId, OsdId};
 use crate::trailer::Trailer;
@@ -57,7 +59,11 @@ impl Threads {
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let place = self.0.enter(priority).await?;
-        let task = tokio::task::spawn_blocking(move || {
+        let runtime = match priority {
+            Priority::Foreground => Handle::current(),
+            Priority::Background => background::handle(),
+        };
+        let task = runtime.spawn_blocking(move || {
             let _place = place;
             work()
         });

@@ -145,11 +145,12 @@ impl Agent {
 
 /// Starts the work; it ends with the backend.
 pub(super) fn start(inner: &Arc<Inner>) {
+    // With the priority of clients: an agent that is not heard loses its work.
     tokio::spawn(heart(Arc::downgrade(inner)));
     for lane in [Lane::Empty, Lane::Tour, Lane::Scrub, Lane::Asked] {
-        tokio::spawn(item::work(Arc::downgrade(inner), lane));
+        inner.blocking.spawn_in_background(item::work(Arc::downgrade(inner), lane));
     }
-    tokio::spawn(rebalance::run(Arc::downgrade(inner)));
+    inner.blocking.spawn_in_background(rebalance::run(Arc::downgrade(inner)));
 }
 
 /// Everything that happens again and again.

@@ -7,11 +7,9 @@ use super::Inner;
 use crate::alba::repair::Ill;
 use crate::fault::{Fault, Kind, Result};
 use crate::maintenance::Counts;
+use crate::maintenance::pace::step_bytes;
 use crate::manifest::{Fragment, Manifest};
 use crate::osd::{Priority, Wanted};
-
-/// Bytes read at once.
-const STEP: u64 = 1 << 20;
 
 /// What was found of a fragment.
 enum Found {
@@ -100,11 +98,13 @@ impl Inner {
         if !checksum {
             return Ok(true);
         }
-        for from in (0..len).step_by(STEP as usize) {
-            let to = (from + STEP).min(len);
+        let mut from = 0;
+        while from < len {
+            let to = len.min(from + step_bytes(self.agent.settings().bytes_per_second));
             self.agent.pace_bytes(to - from).await;
             let read = member.read(open.clone(), (from, to), Priority::Background);
             tokio::time::timeout(super::PATIENCE, read).await.map_err(late)??;
+            from = to;
         }
         Ok(true)
     }

@@ -280,7 +280,7 @@ async fn an_etcd_that_is_not_there_is_named_soon() {
 
 #[test]
 fn places_are_read_as_they_are_typed() {
-    let place: EtcdPlace = "etcd://a:1,b:2/x/y?ca=/c&cert=/d&key=/k&name=n".parse().unwrap();
+    let place: EtcdPlace = "etcd://a:1,b:2/x/y?ca=/c&certificate=/d&key=/k&name=n".parse().unwrap();
     assert_eq!(place.endpoints, ["a:1", "b:2"]);
     assert_eq!((place.prefix.as_str(), place.to_string().as_str()), ("x/y", "etcd://a:1,b:2/x/y"));
     let tls = place.tls.unwrap();
