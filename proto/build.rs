@@ -11,6 +11,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The folder itself too: a new file must be seen.
     println!("cargo::rerun-if-changed=.");
     let descriptors = protox::compile(&files, ["."])?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    // A list of small messages must not become a list of large structures.
+    let title = ".alba.osd.v1.Store.title";
+    tonic_prost_build::configure().bytes(".").boxed(title).compile_fds(descriptors)?;
     Ok(())
 }

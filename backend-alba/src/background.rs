@@ -11,8 +11,9 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// How much lower than others: a tenth of what they get, when all are busy. Not lower, for such a thread may hold what a
 /// client waits for.
 const NICE: i32 = 10;
-/// Blocking threads at most; what keeps disks from being flooded are the gates of the OSDs.
-const BLOCKING_THREADS: usize = 64;
+/// Blocking threads at most: as many as other runtimes have, for a disk that hangs keeps some, and repair is needed then. What
+/// keeps disks from being flooded are the gates of the OSDs.
+const BLOCKING_THREADS: usize = 512;
 
 /// The runtime of the background, or the one this is called on when there are no threads for it.
 pub(crate) fn handle() -> Handle {
@@ -25,19 +26,21 @@ pub(crate) fn handle() -> Handle {
 
 fn start() -> Option<Runtime> {
     let count = std::thread::available_parallelism().map_or(1, |count| count.get().div_ceil(2));
+    // Not from the thread's own, which it has from the one that began it.
+    let lower = rustix::process::getpriority_process(None).map_or(NICE, |own| own + NICE);
     let begun = Builder::new_multi_thread()
         .worker_threads(count)
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_name("background")
-        .on_thread_start(step_back)
+        .on_thread_start(move || step_back(lower))
         .enable_all()
         .build();
     begun.inspect_err(|error| tracing::warn!(%error, "maintenance has no threads of its own")).ok()
 }
 
 /// On Linux a priority is a thread's own. That it stays as it was is no reason to fail.
-fn step_back() {
-    let _ = rustix::process::nice(NICE);
+fn step_back(priority: i32) {
+    let _ = rustix::process::setpriority_process(None, priority);
 }
 
 #[cfg(test)]

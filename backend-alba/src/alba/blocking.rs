@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::runtime::{EnterGuard, Handle};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Config;
@@ -21,6 +22,8 @@ pub enum Threads {
 #[derive(Clone, Debug)]
 pub(super) struct Blocking {
     kind: Threads,
+    /// The runtime the backend was opened on.
+    home: Handle,
     threads: Arc<Semaphore>,
     puts: Arc<Semaphore>,
     gets: Arc<Semaphore>,
@@ -31,6 +34,7 @@ impl Blocking {
         let of = |count: usize| Arc::new(Semaphore::new(count.clamp(1, Semaphore::MAX_PERMITS)));
         Self {
             kind,
+            home: Handle::current(),
             threads: of(config.blocking_count),
             puts: of(config.put_count),
             gets: of(config.get_count),
@@ -54,6 +58,11 @@ impl Blocking {
         let ended =
             |e| Fault { source: Some(Box::new(e)), ..Fault::bug("a blocking task did not end") };
         task.await.map_err(ended)?
+    }
+
+    /// What is spawned while this lives runs where the backend was opened, also if the background asks for it.
+    pub(super) fn home(&self) -> EnterGuard<'_> {
+        self.home.enter()
     }
 
     /// Work that nobody waits for.

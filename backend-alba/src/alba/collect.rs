@@ -14,8 +14,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
+use super::Inner;
 use super::osds::Member;
-use super::{Inner, REMOVED_AT_ONCE};
+use super::remove::REMOVED_AT_ONCE;
 use crate::fault::{Fault, Result};
 use crate::maintenance::Settings;
 use crate::name::FragmentId;
@@ -223,7 +224,9 @@ impl Inner {
                 for fragment in some {
                     tracing::info!(%fragment, %osd, "collecting a file without a manifest");
                 }
-                member.remove(some).await?;
+                if let Some(left) = self.remove_from(member, some).await {
+                    return Err(left.fault);
+                }
             }
         }
         Ok(())

@@ -283,6 +283,8 @@ impl Inner {
         known: Option<&Arc<Member>>,
     ) -> Option<Arc<Member>> {
         let tls = self.config.tls.as_ref();
+        // Its connection is the clients' too, whoever meets it first.
+        let _home = self.blocking.home();
         let osd = match osd::connect(&record.path, (id, self.id), tls) {
             Ok(Some(osd)) => osd,
             Ok(None) => return self.local_member(id, record, known),

@@ -23,24 +23,22 @@ mod osds;
 mod put;
 mod recover;
 mod remember;
+mod remove;
 mod repair;
 mod rewrite;
 mod status;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::Instant;
 
 use crate::fault::{Fault, Kind, Result};
 use crate::manifest::Manifest;
-use crate::name::{self, AlbaId, FragmentId, OsdId};
-use crate::nsm::{Change, Condition, Nsm, Page, Removal};
+use crate::name::{self, AlbaId};
+use crate::nsm::{Change, Condition, Nsm, Page};
 use crate::osd::{Purpose, Space};
 use crate::outside::Outside;
 use crate::preset::Preset;
@@ -49,7 +47,7 @@ use blocking::Blocking;
 use data_dir::DataDir;
 use get::OpenFragments;
 use members::Watch;
-use osds::{Member, Osds};
+use osds::Osds;
 use remember::Remembered;
 use repair::Notice;
 
@@ -71,13 +69,6 @@ pub const MAX_LIST: usize = 10_000;
 pub const MAX_VALUE_BYTES: usize = 1 << 20;
 /// Most asserts and updates of one sequence together.
 pub const MAX_SEQUENCE: usize = 1000;
-
-/// Files removed by one call.
-const REMOVED_AT_ONCE: usize = 64;
-/// A failure within this time is an answer.
-const AT_ONCE: Duration = Duration::from_secs(1);
-/// An OSD where so many removals fail is left alone for now.
-const MOST_FAILURES: usize = 4;
 
 /// Times a sequence begins that takes too long.
 const ATTEMPTS: usize = 3;
@@ -286,64 +277,6 @@ impl Inner {
 
     async fn preset_of(&self, namespace: &str) -> Result<Preset> {
         self.nsm.preset(&self.nsm.preset_of(namespace).await?).await?.check()
-    }
-
-    /// Removes the files of objects whose manifests are gone. What cannot be removed now is tried again later.
-    async fn remove_files(&self, gone: &[Removal]) {
-        if let Err(fault) = self.remove_fragments(gone).await {
-            tracing::warn!(%fault, "removed files stay noted for removal");
-        }
-    }
-
-    /// Removes files noted for removal.
-    async fn remove_fragments(&self, noted: &[Removal]) -> Result<()> {
-        let removed = self.remove_each(noted).await;
-        self.nsm.removed(&removed).await
-    }
-
-    /// Removes files, those of an OSD together, and returns those that are gone.
-    async fn remove_each(&self, noted: &[Removal]) -> Vec<Removal> {
-        let mut by_osd: BTreeMap<OsdId, Vec<Removal>> = BTreeMap::new();
-        noted.iter().for_each(|removal| by_osd.entry(removal.osd).or_default().push(*removal));
-        self.meet_osds(by_osd.keys().copied()).await;
-        let remove = |(osd, noted): (OsdId, Vec<Removal>)| async move {
-            match self.osds.get(osd) {
-                Ok(member) => self.remove_from(&member, noted).await,
-                // It was purged, and whatever lies there is no longer ours.
-                Err(_) if !self.osds.is_known(osd) => noted,
-                Err(fault) => {
-                    tracing::warn!(%fault, "deleted objects' files stay for now");
-                    Vec::new()
-                }
-            }
-        };
-        join_all(by_osd.into_iter().map(remove)).await.concat()
-    }
-
-    /// A failure that comes at once may be about one of them: the others are not kept by it.
-    async fn remove_from(&self, member: &Member, noted: Vec<Removal>) -> Vec<Removal> {
-        let (mut gone, mut failures) = (Vec::new(), 0);
-        let mut left: Vec<&[Removal]> = noted.chunks(REMOVED_AT_ONCE).rev().collect();
-        while let Some(some) = left.pop() {
-            let begun = Instant::now();
-            let files: Vec<FragmentId> = some.iter().map(|removal| removal.file).collect();
-            files.iter().for_each(|file| self.open_fragments.forget(*file));
-            let Err(fault) = member.remove(&files).await else {
-                gone.extend_from_slice(some);
-                continue;
-            };
-            if some.len() > 1 && begun.elapsed() < AT_ONCE {
-                let (first, second) = some.split_at(some.len() / 2);
-                left.extend([second, first]);
-                continue;
-            }
-            tracing::warn!(%fault, count = some.len(), "deleted objects' files stay for now");
-            failures += 1;
-            if failures == MOST_FAILURES {
-                break;
-            }
-        }
-        gone
     }
 }
 

@@ -401,12 +401,12 @@ impl Member {
         self.note(self.osd.open_raw(file).await)
     }
 
-    /// Files, with one call.
+    /// Files, with one call. What that says of its health is for the caller to note.
     pub async fn remove(&self, files: &[FragmentId]) -> Result<()> {
         let late = |_| Fault::unavailable(format!("OSD {} does not answer", self.place()));
         let sequence = Sequence::removing(files.iter().copied());
         let removed = tokio::time::timeout(REMOVE_PATIENCE, self.osd.apply(sequence)).await;
-        self.note(removed.map_err(late).and_then(|removed| removed)).map(drop)
+        removed.map_err(late).and_then(|removed| removed).map(drop)
     }
 
     pub async fn list(&self, shard: u8) -> Result<Vec<FragmentId>> {

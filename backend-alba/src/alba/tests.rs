@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::*;
 use crate::erasure::Layout;
 use crate::fault::Kind;
-use crate::name::ObjectId;
+use crate::name::{FragmentId, ObjectId, OsdId};
 use crate::nsm::Put;
 use crate::osd::{Directory, Limits, Priority, Title};
 use crate::preset::Policy;

@@ -18,7 +18,7 @@ use tonic::body::Body;
 use tonic::codegen::http::{self, HeaderMap};
 use tonic::transport::Channel;
 use tower::ServiceExt as _;
-use volumedriver_proto::alba as wire;
+use volumedriver_proto::{alba as wire, osd};
 
 use super::{CHUNK_BYTES, MAX_MESSAGE_BYTES};
 
@@ -31,6 +31,7 @@ pub trait Carrier: Message + Default {
     const TAG: u8;
 }
 
+const CHUNK_IS_FIELD_1: u8 = (1 << 3) | 2;
 const CHUNK_IS_FIELD_2: u8 = (2 << 3) | 2;
 /// There is no field 0.
 const NO_CHUNK: u8 = 0;
@@ -48,9 +49,24 @@ impl Carrier for wire::GetRangeResponse {
     const TAG: u8 = CHUNK_IS_FIELD_2;
 }
 
-/// The methods of `alba.proto` that are called in this way.
+impl Carrier for osd::WriteRequest {
+    const TAG: u8 = CHUNK_IS_FIELD_2;
+}
+impl Carrier for osd::WriteResponse {
+    const TAG: u8 = NO_CHUNK;
+}
+impl Carrier for osd::ReadRequest {
+    const TAG: u8 = NO_CHUNK;
+}
+impl Carrier for osd::ReadResponse {
+    const TAG: u8 = CHUNK_IS_FIELD_1;
+}
+
+/// The methods of `alba.proto` and `osd.proto` that are called in this way.
 pub const PUT: &str = "/alba.v1.Alba/Put";
 pub const GET_RANGE: &str = "/alba.v1.Alba/GetRange";
+pub const OSD_WRITE: &str = "/alba.osd.v1.Osd/Write";
+pub const OSD_READ: &str = "/alba.osd.v1.Osd/Read";
 
 /// `Alba.Put`, with the chunks of the object.
 pub async fn put(
@@ -352,7 +368,7 @@ fn put_prefix(bytes: &mut BytesMut, len: usize) {
 }
 
 /// Sends a stream of messages to a method and returns its answers.
-async fn call<M: Carrier + 'static, A: Carrier>(
+pub async fn call<M: Carrier + 'static, A: Carrier>(
     channel: &Channel,
     method: &'static str,
     parts: impl Stream<Item = Part<M>> + Send + 'static,

@@ -99,7 +99,9 @@ fn tls_of(query: &str) -> Result<EtcdTls, String> {
             Some(("key", file)) => tls.key = Some(file.into()),
             Some(("name", name)) => tls.name = Some(name.into()),
             _ => {
-                return Err(format!("{part:?} is none of ca=FILE, certificate=FILE, key=FILE, name=NAME"));
+                return Err(format!(
+                    "{part:?} is none of ca=FILE, certificate=FILE, key=FILE, name=NAME"
+                ));
             }
         }
     }

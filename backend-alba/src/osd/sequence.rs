@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::sync::{Condvar, Mutex, MutexGuard};
 
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt as _};
 
 use super::{Osd, Priority, Title, Wanted};
 use crate::fault::{Fault, Kind, Result};
@@ -19,8 +20,11 @@ use crate::name::FragmentId;
 pub const MAX_PARTS: usize = 1024;
 /// Longest fragment that a sequence stores, bytes.
 pub const MAX_SMALL_BYTES: usize = 1 << 20;
-/// Most bytes that a sequence stores.
-const MAX_BYTES: usize = 8 << 20;
+/// Most fragments that a sequence stores, and bytes of them.
+const MAX_STORED: usize = 64;
+const MAX_BYTES: usize = 2 << 20;
+/// Removed at once by kinds that know no sequences.
+const REMOVED_SIDE_BY_SIDE: usize = 16;
 
 /// Asserts, then updates.
 #[derive(Clone, Debug, Default)]
@@ -103,6 +107,11 @@ impl Sequence {
         let lens: Vec<usize> = self.stores().map(Small::len).collect();
         if let Some(len) = lens.iter().find(|len| **len > MAX_SMALL_BYTES) {
             let message = format!("{len} bytes at once, at most {MAX_SMALL_BYTES} are legal");
+            return Err(Fault::invalid(message));
+        }
+        if lens.len() > MAX_STORED {
+            let count = lens.len();
+            let message = format!("{count} fragments at once, at most {MAX_STORED} are legal");
             return Err(Fault::invalid(message));
         }
         let bytes: usize = lens.iter().sum();
@@ -213,9 +222,10 @@ async fn change<O: Osd + ?Sized>(
             }
         }
     }
-    for file in sequence.removes() {
-        osd.remove(file).await?;
-    }
+    let removes: Vec<_> = sequence.removes().map(|file| osd.remove(file)).collect();
+    let removed: Vec<Result<()>> =
+        stream::iter(removes).buffer_unordered(REMOVED_SIDE_BY_SIDE).collect().await;
+    removed.into_iter().collect::<Result<()>>()?;
     Ok(stored.iter().map(|(_, crc)| *crc).collect())
 }
 

@@ -1,6 +1,7 @@
 //! The service with its streams of bytes taken and sent by [`bulk`], and all else by the generated code.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -22,13 +23,24 @@ pub trait TakesPuts: Service {
     async fn take(&self, parts: Receiver<wire::PutRequest>) -> Result<wire::PutOutcome, Status>;
 }
 
-/// The service.
-pub struct Bulk<S> {
-    service: std::sync::Arc<S>,
-    generated: AlbaServer<S>,
+/// Methods that are taken here and not by the generated code.
+pub trait Streams: Sized + Send + Sync + 'static {
+    /// What answers the method of this path, if it is such a one.
+    fn method(path: &str) -> Option<Method<Self>>;
 }
 
-impl<S> Clone for Bulk<S> {
+pub type Method<S> = fn(Arc<S>, http::Request<Body>) -> Answering;
+
+/// An answer to come.
+pub type Answering = BoxFuture<'static, Result<http::Response<Body>, Status>>;
+
+/// The service: what it takes itself, then the generated code.
+pub struct Bulk<S, G = AlbaServer<S>> {
+    service: Arc<S>,
+    generated: G,
+}
+
+impl<S, G: Clone> Clone for Bulk<S, G> {
     fn clone(&self) -> Self {
         Self { service: self.service.clone(), generated: self.generated.clone() }
     }
@@ -36,7 +48,7 @@ impl<S> Clone for Bulk<S> {
 
 impl<S: TakesPuts> Bulk<S> {
     pub fn new(service: S) -> Self {
-        let service = std::sync::Arc::new(service);
+        let service = Arc::new(service);
         let generated = AlbaServer::from_arc(service.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -44,31 +56,55 @@ impl<S: TakesPuts> Bulk<S> {
     }
 }
 
-impl<S: TakesPuts> NamedService for Bulk<S> {
-    const NAME: &'static str = <AlbaServer<S> as NamedService>::NAME;
+impl<S, G> Bulk<S, G> {
+    pub(super) fn before(generated: G, service: Arc<S>) -> Self {
+        Self { service, generated }
+    }
 }
 
-impl<S: TakesPuts> tower::Service<http::Request<Body>> for Bulk<S> {
+impl<S, G: NamedService> NamedService for Bulk<S, G> {
+    const NAME: &'static str = G::NAME;
+}
+
+type Answer = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
+
+impl<S, G> tower::Service<http::Request<Body>> for Bulk<S, G>
+where
+    S: Streams,
+    G: tower::Service<
+            http::Request<Body>,
+            Response = http::Response<Body>,
+            Error = Infallible,
+            Future = Answer,
+        >,
+{
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
+    type Future = Answer;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let service = self.service.clone();
-        match request.uri().path() {
-            PUT => Box::pin(async move { Ok(answered(put(&*service, request).await)) }),
-            GET_RANGE => Box::pin(async move { Ok(answered(get_range(&*service, request).await)) }),
-            _ => self.generated.call(request),
-        }
+        let Some(method) = S::method(request.uri().path()) else {
+            return self.generated.call(request);
+        };
+        let answering = method(self.service.clone(), request);
+        Box::pin(async move { Ok(answering.await.unwrap_or_else(Status::into_http)) })
     }
 }
 
-fn answered(outcome: Result<http::Response<Body>, Status>) -> http::Response<Body> {
-    outcome.unwrap_or_else(Status::into_http)
+impl<S: TakesPuts> Streams for S {
+    fn method(path: &str) -> Option<Method<Self>> {
+        match path {
+            PUT => Some(|service, request| Box::pin(async move { put(&*service, request).await })),
+            GET_RANGE => Some(|service, request| {
+                Box::pin(async move { get_range(&*service, request).await })
+            }),
+            _ => None,
+        }
+    }
 }
 
 async fn put(

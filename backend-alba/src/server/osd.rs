@@ -8,9 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream::{self, Stream, StreamExt as _};
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, Stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::codegen::http;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use volumedriver_proto::osd as wire;
@@ -19,10 +22,12 @@ use wire::update::What;
 use wire::write_request::Part as Message;
 use wire::write_response::State;
 
+use super::bulk::{Bulk, Method, Streams};
 use super::{CHUNK_BYTES, MAX_MESSAGE_BYTES};
 use crate::erasure::Layout;
 use crate::fault::{Fault, Kind};
 use crate::name::{self, AlbaId, FragmentId, ObjectId, OsdId};
+use crate::net::bulk::{self, Item, OSD_READ, OSD_WRITE, Receiver};
 use crate::osd::{Asd, Bare, FragmentWriter, Local, Osd as _, Ownership, Priority, Purpose};
 use crate::osd::{Assert, MAX_PARTS, Sequence, Small, Title, Update, Wanted};
 use crate::preset::{self, Policy};
@@ -30,8 +35,12 @@ use crate::trailer::Part;
 
 /// A client that sends nothing for so long has gone.
 const CHUNK_PATIENCE: Duration = Duration::from_secs(120);
-/// Fragments being written at once; more wait. Each holds 2 MiB at most.
+/// Fragments, or sequences with some, being written at once; more wait. Each holds about 2 MiB at most.
 const WRITERS: usize = 256;
+/// Longest request but those of streams: a sequence of 2 MiB, and the titles of what it stores.
+const MAX_REQUEST_BYTES: usize = 4 << 20;
+/// Pieces of a chunk that are gathered at most: a short one may keep a long buffer.
+const MAX_PIECES: usize = 64;
 /// Longest object whose fragments are kept here, bytes.
 const MAX_OBJECT_BYTES: u64 = 1 << 40;
 
@@ -68,10 +77,11 @@ impl OsdService {
 
     #[must_use]
     pub fn routes(self) -> Routes {
-        let osd = OsdServer::new(self)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        let service = Arc::new(self);
+        let generated = OsdServer::from_arc(service.clone())
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        Routes::new(osd)
+        Routes::new(Bulk::before(generated, service))
     }
 
     fn id(&self) -> OsdId {
@@ -119,7 +129,7 @@ impl OsdService {
 
     async fn write(
         self,
-        mut messages: Streaming<wire::WriteRequest>,
+        mut messages: Receiver<wire::WriteRequest>,
         answers: &mpsc::Sender<Result<wire::WriteResponse, Status>>,
     ) -> Result<(), Status> {
         let Some(Message::Title(title)) = next(&mut messages).await? else {
@@ -156,12 +166,19 @@ impl Writing {
     /// All of the fragment; its checksum.
     async fn receive(
         &mut self,
-        messages: &mut Streaming<wire::WriteRequest>,
+        messages: &mut Receiver<wire::WriteRequest>,
     ) -> Result<u32, Status> {
+        // What came of about one chunk, in as many pieces as it came in.
+        let (mut pieces, mut gathered) = (Vec::new(), 0);
         loop {
             match next(messages).await? {
                 Some(Message::Chunk(chunk)) if chunk.len() as u64 <= CHUNK_BYTES => {
-                    self.writer.append(vec![chunk]).await?;
+                    gathered += chunk.len() as u64;
+                    pieces.push(chunk);
+                    if gathered >= CHUNK_BYTES || pieces.len() >= MAX_PIECES {
+                        gathered = 0;
+                        self.writer.append(std::mem::take(&mut pieces)).await?;
+                    }
                 }
                 Some(Message::Chunk(chunk)) => {
                     let len = chunk.len();
@@ -170,27 +187,76 @@ impl Writing {
                     )));
                 }
                 Some(Message::Finish(finish)) => {
+                    self.writer.append(pieces).await?;
                     return Ok(self.writer.finish(finish.object_crc32).await?);
                 }
                 Some(Message::Title(_)) => {
                     return Err(Status::invalid_argument("a fragment with two titles"));
                 }
-                None => return Err(Status::cancelled("the fragment was given up")),
+                None => {
+                    // There may be too many of them.
+                    self.writer.append(pieces).await?;
+                    return Err(Status::cancelled("the fragment was given up"));
+                }
             }
         }
     }
 }
 
-async fn next(messages: &mut Streaming<wire::WriteRequest>) -> Result<Option<Message>, Status> {
+/// The next part; a chunk may come as several.
+async fn next(messages: &mut Receiver<wire::WriteRequest>) -> Result<Option<Message>, Status> {
     let late = |_| Status::deadline_exceeded("no chunk arrived in time");
-    let message =
-        tokio::time::timeout(CHUNK_PATIENCE, messages.message()).await.map_err(late)??;
-    match message {
+    let item = tokio::time::timeout(CHUNK_PATIENCE, messages.next()).await.map_err(late)??;
+    match item {
         None => Ok(None),
-        Some(wire::WriteRequest { part: Some(part) }) => Ok(Some(part)),
-        Some(wire::WriteRequest { part: None }) => {
+        Some(Item::Bytes(bytes)) => Ok(Some(Message::Chunk(bytes))),
+        // With fields that nobody knows: those need not stay in memory.
+        Some(Item::Message(wire::WriteRequest { part: Some(Message::Chunk(chunk)) })) => {
+            Ok(Some(Message::Chunk(Bytes::copy_from_slice(&chunk))))
+        }
+        Some(Item::Message(wire::WriteRequest { part: Some(part) })) => Ok(Some(part)),
+        Some(Item::Message(wire::WriteRequest { part: None })) => {
             Err(Status::invalid_argument("a message that is no part of a fragment"))
         }
+    }
+}
+
+impl Streams for OsdService {
+    fn method(path: &str) -> Option<Method<Self>> {
+        match path {
+            OSD_WRITE => Some(|service, request| {
+                Box::pin(async move { Ok(Self::clone(&service).take_write(request)) })
+            }),
+            OSD_READ => {
+                Some(|service, request| Box::pin(async move { service.take_read(request).await }))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl OsdService {
+    fn take_write(self, request: http::Request<Body>) -> http::Response<Body> {
+        let (answers, receiver) = mpsc::channel(2);
+        let messages = Receiver::of_request(request.into_body());
+        tokio::spawn(async move {
+            if let Err(status) = self.write(messages, &answers).await {
+                // Nobody waits any more.
+                let _ = answers.send(Err(status)).await;
+            }
+        });
+        bulk::answer(ReceiverStream::new(receiver).map(|answer| answer.map(bulk::Part::Message)))
+    }
+
+    async fn take_read(
+        &self,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, Status> {
+        let asked = Receiver::<wire::ReadRequest>::of_request(request.into_body()).only().await?;
+        let chunks = self.read(Request::new(asked)).await?.into_inner();
+        let as_part =
+            |message: wire::ReadResponse| bulk::Part::<wire::ReadResponse>::Chunk(message.chunk);
+        Ok(bulk::answer(chunks.map(move |message| message.map(as_part))))
     }
 }
 
@@ -251,19 +317,12 @@ impl Service for OsdService {
 
     type WriteStream = Answers;
 
+    /// See `take_write`.
     async fn write(
         &self,
-        request: Request<Streaming<wire::WriteRequest>>,
+        _request: Request<Streaming<wire::WriteRequest>>,
     ) -> Result<Response<Answers>, Status> {
-        let (answers, receiver) = mpsc::channel(2);
-        let (service, messages) = (self.clone(), request.into_inner());
-        tokio::spawn(async move {
-            if let Err(status) = service.write(messages, &answers).await {
-                // Nobody waits any more.
-                let _ = answers.send(Err(status)).await;
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Err(Status::internal("a stream of bytes was given to the generated code"))
     }
 
     async fn open(
@@ -314,7 +373,10 @@ impl Service for OsdService {
         let sequence = as_sequence(request)?;
         sequence.check().map_err(|fault| Status::invalid_argument(fault.message))?;
         let closed = |_| Status::internal("the bound of an OSD was closed");
-        let _permit = self.writers.acquire().await.map_err(closed)?;
+        let _permit = match sequence.stores().next() {
+            Some(_) => Some(self.writers.acquire().await.map_err(closed)?),
+            None => None,
+        };
         let crc32s = self.osd.apply(sequence).await.map_err(|fault| match fault.kind {
             Kind::AssertFailed => Status::aborted(fault.to_string()),
             _ => fault.into(),
@@ -375,7 +437,7 @@ fn as_update(update: wire::Update, priority: Priority) -> Result<Update, Status>
         What::Remove(id) => Ok(Update::Remove(FragmentId(identity("remove", &id)?))),
         What::Store(store) => {
             let none = || Status::invalid_argument("a fragment without a title");
-            let title = Title { priority, ..as_title(store.title.ok_or_else(none)?)? };
+            let title = Title { priority, ..as_title(*store.title.ok_or_else(none)?)? };
             let (bytes, object_crc) = (vec![store.fragment], store.object_crc32);
             Ok(Update::Store(Small { title, bytes, object_crc }))
         }

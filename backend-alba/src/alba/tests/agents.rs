@@ -6,7 +6,7 @@ use super::faulty::Mood;
 use super::*;
 use crate::maintenance::{Counts, State, Task};
 use crate::manifest::Fragment;
-use crate::name::OsdId;
+
 use crate::nsm::OsdRole;
 use crate::preset::Raw;
 

@@ -1,5 +1,7 @@
 //! Objects in fragments on several OSDs: what is stored, and what is read when OSDs fail, lie, hang or are full.
 
+use futures_util::future::join_all;
+
 use super::faulty::{Mood, Switch, osd_path, wrapped};
 use super::*;
 use crate::name::OsdId;

@@ -8,7 +8,6 @@ use async_trait::async_trait;
 
 use super::faulty::{Mood, Switch};
 use super::*;
-use crate::name::OsdId;
 use crate::nsm::kv::{Commit, Key, Kv, Value};
 use crate::nsm::memory::Memory;
 use crate::osd::{Fragment, FragmentWriter, Osd, Priority, Room, Wanted};

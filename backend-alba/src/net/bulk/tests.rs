@@ -123,6 +123,22 @@ fn what_is_sent_is_what_the_generated_code_sends() {
 }
 
 #[test]
+fn chunks_of_an_asd_are_what_the_generated_code_sends() {
+    let chunk = |len: usize| Bytes::from(vec![len as u8; len]);
+    for len in [0, 1, 127, 128, 1 << 20] {
+        let read = osd::ReadResponse { chunk: chunk(len) };
+        let sent = stream::iter([Ok(Part::<osd::ReadResponse>::Chunk(chunk(len)))]);
+        // An empty chunk may be said in either way.
+        let empty: &[u8] = &[0, 0, 0, 0, 2, 10, 0];
+        let whole_read = if len == 0 { Bytes::from_static(empty) } else { whole(&read) };
+        assert_eq!(drained(body(sent, Side::Server)).0, whole_read);
+        let part = Some(osd::write_request::Part::Chunk(chunk(len)));
+        let sent = stream::iter([Ok(Part::<osd::WriteRequest>::Chunk(chunk(len)))]);
+        assert_eq!(drained(body(sent, Side::Client)).0, whole(&osd::WriteRequest { part }));
+    }
+}
+
+#[test]
 fn a_chunk_with_other_fields_or_too_long_is_a_message() {
     let chunk = wire::GetRangeResponse { info: None, chunk: vec![7; 100].into() };
     let mut twice = whole(&chunk).to_vec();

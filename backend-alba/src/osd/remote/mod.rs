@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::stream;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -29,6 +30,7 @@ use super::{
 use super::{Update, Wanted};
 use crate::fault::{Fault, Kind, Result};
 use crate::name::{AlbaId, FragmentId, OsdId};
+use crate::net::bulk::{self, Item, OSD_READ, Part};
 use crate::net::{Address, Gathered, MAX_MESSAGE_BYTES, Tls, endpoint, explain};
 use crate::preset;
 use crate::trailer::{BLOCK_BYTES, Trailer, blocks_of};
@@ -42,6 +44,7 @@ pub struct Remote {
     id: OsdId,
     alba: AlbaId,
     address: Address,
+    channel: Channel,
     client: OsdClient<Channel>,
     /// Of a call that moves no bytes.
     deadline: Duration,
@@ -62,7 +65,7 @@ pub struct Described {
 
 /// Asks whoever listens there what it is.
 pub async fn describe(address: &Address, tls: Option<&Tls>) -> Result<Described> {
-    let mut client = client(address, tls)?;
+    let mut client = client(endpoint(address, tls)?);
     let asked = client.describe(wire::DescribeRequest {});
     let said = within(DEADLINE, asked).await.map_err(|f| f.about(place(address)))?.into_inner();
     let broken = || Fault::unavailable(format!("{}: it names no OSD", place(address)));
@@ -85,10 +88,10 @@ pub async fn describe(address: &Address, tls: Option<&Tls>) -> Result<Described>
     })
 }
 
-fn client(address: &Address, tls: Option<&Tls>) -> Result<OsdClient<Channel>> {
-    Ok(OsdClient::new(endpoint(address, tls)?)
+fn client(channel: Channel) -> OsdClient<Channel> {
+    OsdClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 fn place(address: &Address) -> String {
@@ -128,8 +131,9 @@ fn fault_of(status: &Status) -> Fault {
 impl Remote {
     /// Names the OSD; the connection is made when first needed.
     pub fn new((id, alba): (OsdId, AlbaId), address: Address, tls: Option<&Tls>) -> Result<Self> {
-        let client = client(&address, tls)?;
-        Ok(Self { id, alba, address, client, deadline: DEADLINE, room: Arc::default() })
+        let channel = endpoint(&address, tls)?;
+        let (client, deadline, room) = (client(channel.clone()), DEADLINE, Arc::default());
+        Ok(Self { id, alba, address, channel, client, deadline, room })
     }
 
     #[cfg(test)]
@@ -309,7 +313,7 @@ impl Remote {
             [whole] => whole.clone(),
             pieces => pieces.concat().into(),
         };
-        wire::Store { title: Some(title), fragment, object_crc32: object_crc }
+        wire::Store { title: Some(Box::new(title)), fragment, object_crc32: object_crc }
     }
 
     fn title(&self, title: &Title) -> wire::Title {
@@ -342,11 +346,14 @@ struct RemoteFragment {
 impl RemoteFragment {
     async fn receive(&self, request: wire::ReadRequest) -> Result<Bytes, Status> {
         let len = request.len;
-        let mut client = self.osd.client.clone();
-        let mut chunks = client.read(request).await?.into_inner();
+        let asked = stream::iter([Part::Message(request)]);
+        let mut chunks = bulk::call(&self.osd.channel, OSD_READ, asked).await?;
         let mut gathered = Gathered::of(len);
-        while let Some(wire::ReadResponse { chunk }) = chunks.message().await? {
-            gathered.add(chunk).map_err(Status::data_loss)?;
+        while let Some(item) = chunks.next().await? {
+            let bytes = match item {
+                Item::Bytes(bytes) | Item::Message(wire::ReadResponse { chunk: bytes }) => bytes,
+            };
+            gathered.add(bytes).map_err(Status::data_loss)?;
         }
         gathered.finish().map_err(Status::unavailable)
     }

@@ -1,20 +1,22 @@
 //! Writing a fragment of an ASD: a stream of chunks, or, for a small one, a single call once it is whole.
 
+use std::sync::Mutex;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use crc32fast::Hasher;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::Status;
 use volumedriver_proto::osd as wire;
-use wire::osd_client::OsdClient;
 use wire::write_request::Part as Message;
 use wire::write_response::State;
 
-use super::{Channel, Remote, within};
+use super::{Remote, within};
 use crate::fault::{Fault, Kind, Result};
 use crate::name::FragmentId;
 use crate::net::Chunks;
+use crate::net::bulk::{self, Item, OSD_WRITE, Part, Receiver};
 use crate::osd::patience::{DEADLINE, SLOW_DEADLINE, for_bytes};
 use crate::osd::{FragmentWriter, Osd as _, Sequence, Small, Title};
 use crate::trailer;
@@ -76,8 +78,9 @@ pub(super) struct Streamed {
     trace: Trace,
     len: u64,
     /// `None` once nothing more may come.
-    steps: Option<mpsc::Sender<wire::WriteRequest>>,
-    answers: Streaming<wire::WriteResponse>,
+    steps: Option<mpsc::Sender<Part<wire::WriteRequest>>>,
+    /// Never locked: what arrives over HTTP is not `Sync` by itself.
+    answers: Mutex<Receiver<wire::WriteResponse>>,
     sum: Hasher,
 }
 
@@ -85,25 +88,28 @@ impl Streamed {
     /// Begun there, with room for it.
     pub(super) async fn begin(osd: &Remote, title: &Title) -> Result<Self> {
         let (steps, queue) = mpsc::channel(QUEUE);
-        let first = Message::Title(osd.title(title));
-        let begin = async |mut client: OsdClient<Channel>| {
+        let first = message(Message::Title(osd.title(title)));
+        let begin = async {
             // There is room for one: nobody has sent before.
-            let _ = steps.send(wire::WriteRequest { part: Some(first) }).await;
-            let mut answers = client.write(ReceiverStream::new(queue)).await?;
-            match answers.get_mut().message().await? {
-                Some(wire::WriteResponse { state: Some(State::Begun(_)) }) => Ok(answers),
+            let _ = steps.send(first).await;
+            let queue = ReceiverStream::new(queue);
+            let mut answers = bulk::call(&osd.channel, OSD_WRITE, queue).await?;
+            match state(answers.next().await?) {
+                Some(State::Begun(_)) => Ok(answers),
                 _ => Err(Status::internal("a fragment was begun without an answer")),
             }
         };
-        let answers = osd.call(osd.deadline, begin).await?;
+        let begun = within(osd.deadline, begin).await;
+        let answers = osd.named(begun)?;
         let (trace, len) = (Trace::of(osd, title.file), title.part.layout.fragment_len());
+        let answers = Mutex::new(answers);
         Ok(Self { trace, len, steps: Some(steps), answers, sum: Hasher::new() })
     }
 
-    async fn send(&mut self, part: Message) -> Result<()> {
+    async fn send(&mut self, part: Part<wire::WriteRequest>) -> Result<()> {
         let lost = || Fault::unavailable("this fragment was given up before");
         let steps = self.steps.as_ref().ok_or_else(lost)?;
-        let send = steps.send(wire::WriteRequest { part: Some(part) });
+        let send = steps.send(part);
         match tokio::time::timeout(SLOW_DEADLINE, send).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => {
@@ -118,18 +124,24 @@ impl Streamed {
         }
     }
 
+    fn answers(&mut self) -> &mut Receiver<wire::WriteResponse> {
+        self.answers.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     async fn answer(&mut self) -> Result<u32> {
         let deadline = for_bytes(SLOW_DEADLINE, self.len);
-        match within(deadline, self.answers.message()).await? {
-            Some(wire::WriteResponse { state: Some(State::Stored(stored)) }) => Ok(stored.crc32),
-            Some(_) => Err(Fault::unavailable("it answered something else than was asked")),
-            None => Err(Fault::unavailable("it ended the stream of a fragment")),
+        let answer = within(deadline, self.answers().next()).await?;
+        let is_over = answer.is_none();
+        match state(answer) {
+            Some(State::Stored(stored)) => Ok(stored.crc32),
+            _ if !is_over => Err(Fault::unavailable("it answered something else than was asked")),
+            _ => Err(Fault::unavailable("it ended the stream of a fragment")),
         }
     }
 
     async fn end(&mut self, object_crc32: Option<u32>) -> Result<u32> {
         self.trace.end = End::Asked;
-        self.send(Message::Finish(wire::Finish { object_crc32 })).await?;
+        self.send(message(Message::Finish(wire::Finish { object_crc32 }))).await?;
         let (stored, sent) = (self.answer().await?, self.sum.clone().finalize());
         if stored != sent {
             let message = format!("it stored bytes with checksum {stored:08x}, not {sent:08x}");
@@ -144,7 +156,7 @@ impl FragmentWriter for Streamed {
     async fn append(&mut self, pieces: Vec<Bytes>) -> Result<()> {
         pieces.iter().for_each(|piece| self.sum.update(piece));
         for chunk in Chunks::of(pieces) {
-            let sent = self.send(Message::Chunk(chunk)).await;
+            let sent = self.send(Part::Chunk(chunk)).await;
             self.trace.osd.named(sent)?;
         }
         Ok(())
@@ -163,9 +175,20 @@ impl FragmentWriter for Streamed {
         self.steps = None;
         if self.trace.end == End::Open {
             // The OSD answers once nothing is left.
-            let _ = tokio::time::timeout(DEADLINE, self.answers.message()).await;
+            let _ = tokio::time::timeout(DEADLINE, self.answers().next()).await;
         }
         self.trace.remove().await;
+    }
+}
+
+fn message(part: Message) -> Part<wire::WriteRequest> {
+    Part::Message(wire::WriteRequest { part: Some(part) })
+}
+
+fn state(answer: Option<Item<wire::WriteResponse>>) -> Option<State> {
+    match answer? {
+        Item::Message(wire::WriteResponse { state }) => state,
+        Item::Bytes(_) => None,
     }
 }
 
@@ -215,7 +238,12 @@ impl FragmentWriter for Gathering {
         let (title, bytes) = (self.title.clone(), std::mem::take(&mut self.pieces));
         self.trace.end = End::Asked;
         let sequence = Sequence::storing(Small { title, bytes, object_crc });
-        let stored = self.trace.osd.apply(sequence).await?;
+        // The assert is ours, not the client's: the id is new, so that OSD is not to be trusted.
+        let distrusted = |fault: Fault| match fault.kind {
+            Kind::AssertFailed => Fault { kind: Kind::Unavailable, ..fault },
+            _ => fault,
+        };
+        let stored = self.trace.osd.apply(sequence).await.map_err(distrusted)?;
         let sent = sum.finalize();
         if stored != [sent] {
             let message = format!("it stored bytes with checksums {stored:08x?}, not {sent:08x}");

@@ -373,6 +373,7 @@ fn bad_sequences(remote: &Remote, wanted: Wanted) -> Vec<wire::ApplyRequest> {
     let assert = |id: Bytes| wire::Assert { fragment_id: id, whole: None };
     let store = |title: Option<wire::Title>, len: usize| {
         let fragment = Bytes::from(vec![0; len]);
+        let title = title.map(Box::new);
         let store = wire::Store { title, fragment, object_crc32: None };
         wire::Update { what: Some(What::Store(store)) }
     };
@@ -398,7 +399,8 @@ fn bad_sequences(remote: &Remote, wanted: Wanted) -> Vec<wire::ApplyRequest> {
         vec![store(Some(title()), 11)],
         vec![store(Some(long), (1 << 20) + 1)],
         vec![store(Some(wire::Title { unit: 0, ..title() }), 10)],
-        (0..17).map(half_a_mib).collect(),
+        (0..5).map(half_a_mib).collect(),
+        (0..65).map(|_| store(Some(title()), 10)).collect(),
     ];
     let of_updates = |updates| wire::ApplyRequest { updates, ..Default::default() };
     let mut bad: Vec<wire::ApplyRequest> = updates.into_iter().map(of_updates).collect();
