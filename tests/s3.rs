@@ -195,7 +195,9 @@ fn a_vdisk_over_https_with_its_registry_over_tls() {
         (good.replace(&known, &unknown), "registry etcd://"),
     ] {
         let mut refused = Daemon::prepare(&wrong);
+        let begin = std::time::Instant::now();
         refused.try_start().expect_err("it starts without trust");
+        eprintln!("refused after {:.1} s", begin.elapsed().as_secs_f64());
         let log = refused.log_tail();
         assert!(log.contains(words), "{words}: {log}");
     }

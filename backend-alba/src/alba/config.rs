@@ -24,6 +24,9 @@ pub struct Config {
     pub manifest_count: usize,
     /// Longest object, bytes. Default 1 GiB.
     pub max_object_bytes: u64,
+    /// Uploads up to this length are held until they are whole, so that they can begin again where an OSD fails. Default
+    /// 1 MiB.
+    pub hold_bytes: u64,
     /// Uploads at once; more wait. Default 32.
     pub put_count: usize,
     /// Reads at once; more wait. Default 64.
@@ -61,6 +64,7 @@ impl Config {
             nsm: Vec::new(),
             manifest_count: 10_000,
             max_object_bytes: 1 << 30,
+            hold_bytes: 1 << 20,
             put_count: 32,
             get_count: 64,
             blocking_count: 16,

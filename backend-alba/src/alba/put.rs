@@ -72,7 +72,7 @@ impl Alba {
         let order = self.inner.order(&namespace, &name, len, purpose);
         let state = match self.inner.nsm.target(&namespace, &name).await? {
             None => State::Exists,
-            Some(preset) if len <= MAX_VALUE_BYTES as u64 => State::Held(Box::new(preset)),
+            Some(preset) if len <= self.inner.config.hold_bytes => State::Held(Box::new(preset)),
             Some(preset) => {
                 self.inner.check_nsm(purpose).await?;
                 let none = HashSet::new();
@@ -143,7 +143,7 @@ impl Upload {
             let (given, len) = (self.batch_len, self.order.len);
             return Err(Fault::invalid(format!("{given} bytes given, {len} announced")));
         }
-        if self.batch_len >= BATCH_BYTES {
+        if !is_held && self.batch_len >= BATCH_BYTES {
             self.write_batch().await?;
         }
         Ok(())

@@ -64,6 +64,8 @@ impl Estate {
         Parts {
             config: Config {
                 open_count: 4096,
+                // Of both kinds there are many.
+                hold_bytes: 10_000,
                 orphan_grace: self.orphan_grace,
                 ..Config::new("simulated")
             },
