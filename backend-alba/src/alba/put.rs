@@ -132,7 +132,8 @@ impl Upload {
 
     /// The next bytes; returns once there is room for more.
     pub async fn push(&mut self, piece: Bytes) -> Result<()> {
-        if self.exists() {
+        // Without end, pieces of nothing would fill the memory.
+        if self.exists() || piece.is_empty() {
             return Ok(());
         }
         self.batch_len += piece.len();

@@ -154,7 +154,8 @@ pub(super) async fn next_part(
                 let message = format!("a chunk of {size} bytes, at most {most} are legal");
                 return Err(Status::invalid_argument(message));
             }
-            Ok(Some(PutPart::Bytes(chunk)))
+            // It came with fields that nobody knows: those need not stay in memory.
+            Ok(Some(PutPart::Bytes(Bytes::copy_from_slice(&chunk))))
         }
         Some(wire::put_request::Part::Crc32(crc)) => Ok(Some(PutPart::Crc32(crc))),
         None => Err(Status::invalid_argument("a put message with nothing in it")),
